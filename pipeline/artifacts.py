@@ -1,0 +1,148 @@
+"""Files of a run: written under a temporary name and renamed, described by a manifest, checked before they are read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+REPORTED_PACKAGES = (
+    "torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "datasets", "accelerate",
+    "langchain", "langchain-chroma", "langchain-huggingface", "chromadb", "sentence-transformers", "gguf", "xllamacpp",
+)  # fmt: skip
+
+
+class UserError(Exception):
+    """A problem that the user can mend. Its text is one sentence or two, and names the remedy."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, for a file or a folder; on success it is renamed, otherwise removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(temporary)
+    try:
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        _remove(temporary)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that gets its name only when the block ends without an error."""
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    with atomic_path(path) as temporary, temporary.open(mode, **text) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> Path:
+    """Write JSON that a person can read."""
+    with atomic_write(path) as file:
+        json.dump(value, file, ensure_ascii=False, indent=2, default=str)
+        file.write("\n")
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a damaged file is a UserError that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it and run the stage that makes it again.") from error
+
+
+def require(path: Path, stage: str, preset: str) -> Path:
+    """Return `path`, or raise a UserError that names the stage and the command that make it."""
+    if not path.exists():
+        command = f"python {stage}.py --preset {preset}"
+        raise UserError(f"{path} does not exist yet: {stage}.py makes it. Run `{command}` first.")
+    return path
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of the files in a folder, in hexadecimal."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def manifest_path(run_dir: Path, stage: str) -> Path:
+    """Return where the manifest of a stage lies."""
+    return run_dir / "manifests" / f"{stage}.json"
+
+
+def read_manifest(run_dir: Path, stage: str) -> dict[str, Any]:
+    """Return the manifest of a stage that has been run; if it is missing, the stage did not finish."""
+    path = manifest_path(run_dir, stage)
+    if not path.exists():
+        raise UserError(f"{stage}.py has not finished here: {path} is missing. Run `python {stage}.py` first.")
+    return read_json(path)
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the packages whose behaviour shapes the outputs."""
+    versions = {"python": platform.python_version()}
+    for name in REPORTED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+@contextlib.contextmanager
+def stage_manifest(
+    run_dir: Path, stage: str, settings: dict[str, object], inputs: list[Path]
+) -> Iterator[dict[str, Any]]:
+    """Yield a dictionary for the metrics of a stage; when the block ends without an error, write the manifest.
+
+    The manifest of an earlier run is removed at the start, so that one that exists belongs to a finished run.
+    `settings` maps names of sections to their dataclasses; a secret is never in one.
+    """
+    started = time.time()
+    inputs_hashes = {str(path): file_hash(path) for path in inputs}
+    path = manifest_path(run_dir, stage)
+    path.unlink(missing_ok=True)
+    metrics: dict[str, Any] = {}
+    yield metrics
+    plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in settings.items()}
+    write_json(
+        path,
+        {
+            "stage": stage,
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+            "seconds": round(time.time() - started, 3),
+            "settings": plain,
+            "inputs": inputs_hashes,
+            "metrics": metrics,
+            "platform": platform.platform(),
+            "versions": installed_versions(),
+        },
+    )

@@ -1,0 +1,91 @@
+"""Clean text, and say why a record is rejected."""
+
+from __future__ import annotations
+
+import ast
+import html
+import re
+import unicodedata
+
+_ENTITY = re.compile(r"&(?:#\d{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,31};)")
+_COMMENT_OR_CODE = re.compile(r"<!--.*?-->|<(script|style)\b[^>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_INLINE = "a|abbr|b|big|cite|code|em|font|i|ins|mark|q|s|small|span|strike|strong|sub|sup|tt|u"
+_BLOCK = (
+    "article|blockquote|body|br|caption|center|dd|div|dl|dt|figure|footer|h[1-6]|head|header|hr|html|iframe|img|input|"
+    "li|link|meta|ol|p|pre|section|table|tbody|td|tfoot|th|thead|tr|ul|video"
+)
+_ATTRIBUTES = r"""(?:\s+[\w:-]+(?:\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>]+)))*\s*/?"""
+_INLINE_TAG = re.compile(rf"</?(?:{_INLINE}){_ATTRIBUTES}>", re.IGNORECASE)
+_BLOCK_TAG = re.compile(rf"</?(?:{_BLOCK}){_ATTRIBUTES}>", re.IGNORECASE)
+_INVISIBLE = re.compile(r"[\u0000-\u0008\u000e-\u001f\u007f-\u0084\u0086-\u009f\u00ad\u200b\u2060\ufeff\ud800-\udfff]")
+_LIST_SEPARATOR = re.compile(r"""(?<=['"]),\s*(?=['"])""")
+_LEGACY_REMOVED = re.compile(r"[^\w\s]")
+
+_LONGEST_DECODE = 3  # "&amp;amp;#8217;" needs three rounds; nothing real needs a fourth
+
+
+def clean(text: str) -> str:
+    """Return text without entities, markup, invisible characters and superfluous white space, its meaning kept."""
+    text = join_list(text)
+    for _ in range(_LONGEST_DECODE):
+        if "&" not in text:
+            break
+        decoded = _ENTITY.sub(_decode, text)
+        if decoded == text:
+            break
+        text = decoded
+    if "<" in text:
+        text = _COMMENT_OR_CODE.sub(" ", text)
+        text = _BLOCK_TAG.sub(" ", text)
+        text = _INLINE_TAG.sub("", text)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    text = _INVISIBLE.sub("", text)
+    return " ".join(text.split())
+
+
+def clean_legacy(text: str) -> str:
+    """Return only letters, digits and spaces, as the original did: '2-8 years' becomes '28 years'."""
+    return _LEGACY_REMOVED.sub("", text).strip()
+
+
+CLEANERS = {"default": clean, "legacy": clean_legacy}
+
+
+def normalise_title(title: str) -> str:
+    """Return the form of a title under which it is the same title: cleaned, case and punctuation left out."""
+    kept = re.sub(r"[\W_]+", " ", clean(title).casefold()).strip()
+    return kept or title.strip()
+
+
+def join_list(text: str) -> str:
+    """Join the items of a Python list that was written as a string; return other text unchanged.
+
+    Real dumps hold lists whose quotes are not escaped (`['it's long', 'x']`), which Python itself cannot read.
+    """
+    stripped = text.strip()
+    if not (stripped.startswith(("['", '["')) and stripped.endswith(("']", '"]'))):
+        return text
+    try:
+        items = ast.literal_eval(stripped)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        items = [item.strip()[1:-1].replace("\\n", "\n") for item in _LIST_SEPARATOR.split(stripped[1:-1])]
+    if not all(isinstance(item, str) for item in items):
+        return text
+    return " ".join(item.strip() for item in items if item.strip())
+
+
+def rejection(title: str, content: str, min_content_chars: int) -> str | None:
+    """Return why a cleaned record is rejected, or None if it is kept."""
+    if not title:
+        return "empty title"
+    if not content:
+        return "empty content"
+    if len(content) < min_content_chars:
+        return "too short"
+    return None
+
+
+def _decode(match: re.Match[str]) -> str:
+    text = match[0] if match[0].endswith(";") else match[0] + ";"
+    return html.unescape(text)

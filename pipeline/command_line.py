@@ -1,0 +1,158 @@
+"""The command line of a stage: the sections of the configuration it uses, its own options, errors as one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from config import PRESETS, STAGES, Config
+from pipeline.artifacts import UserError
+
+Options = TypeVar("Options")
+
+
+def chosen_preset(arguments: list[str]) -> str:
+    """Return the value of --preset, or the default preset; an unknown one ends the program with status 2."""
+    preset = "demo"
+    for index, argument in enumerate(arguments):
+        if argument == "--preset":
+            preset = arguments[index + 1] if index + 1 < len(arguments) else ""
+        elif argument.startswith("--preset="):
+            preset = argument.removeprefix("--preset=")
+    if preset not in PRESETS:
+        close = difflib.get_close_matches(preset, PRESETS, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        print(f"There is no preset {preset!r}; choose from {', '.join(PRESETS)}.{hint}", file=sys.stderr)
+        raise SystemExit(2)
+    return preset
+
+
+def parse(stage: str, description: str, options: type[Options], arguments: list[str]) -> tuple[Config, Options]:
+    """Parse the command line of a stage into its configuration and its own options.
+
+    Args:
+        stage: name of the script without .py; decides which sections of Config are offered.
+        description: shown at the top of --help.
+        options: dataclass of the options that only this stage has.
+        arguments: the command line without the program's name.
+    """
+    preset = PRESETS[chosen_preset(arguments)]
+    preset_argument = tyro.conf.arg(help=f"One of {', '.join(PRESETS)}.", metavar="NAME")
+    path_argument = tyro.conf.arg(help="Folder of all outputs; this preset writes to a folder of its name in it.")
+    entries: list[tuple[str, Any, Any]] = [
+        ("preset", Annotated[str, preset_argument], preset.preset),
+        ("output_dir", Annotated[Path, path_argument], preset.output_dir),
+        ("options", Annotated[options, tyro.conf.arg(name="")], options()),
+    ]
+    for section in STAGES[stage]:
+        default = getattr(preset, section)
+        entries.append((section, type(default), default))
+    command = dataclasses.make_dataclass(
+        "Command", [(name, kind, dataclasses.field(default=default)) for name, kind, default in entries], frozen=True
+    )
+    parsed = tyro.cli(
+        command,
+        prog=f"{stage}.py",
+        description=description,
+        args=arguments,
+        config=(tyro.conf.HelptextFromCommentsOff,),
+    )
+    sections = {name: getattr(parsed, name) for name in ("output_dir", *STAGES[stage])}
+    return dataclasses.replace(preset, **sections), parsed.options
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """A stage without options of its own."""
+
+
+def run_stage(
+    stage: str, description: str | None, run: Callable[..., Path | None], next_step: str, options: type = NoOptions
+) -> None:
+    """Be the main() of a stage: parse, print the settings, run, print what was written and what comes next.
+
+    What a user can cause ends in one sentence on stderr and exit status 1, Ctrl-C in exit status 130.
+    """
+    quiet_libraries()
+    try:
+        config, own = parse(stage, description or "", options, sys.argv[1:])
+        print_settings(stage, config)
+        written = run(config) if options is NoOptions else run(config, own)
+        if written is not None:
+            print(f"\nWritten: {written}")
+            if next_step:
+                print(f"Next:    {next_step}{repeated_arguments(config)}")
+    except UserError as error:
+        print(f"\n{stage}.py: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        print(f"\n{stage}.py: {error.filename or 'A file'}: {error.strerror}.", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(f"\n{stage}.py: interrupted; run it again to go on.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def repeated_arguments(config: Config) -> str:
+    """Return the arguments that the next stage needs to find the outputs of this one."""
+    arguments = [] if config.preset == "demo" else ["--preset", config.preset]
+    if config.output_dir != PRESETS[config.preset].output_dir:
+        arguments += ["--output-dir", str(config.output_dir)]
+    return " " + shlex.join(arguments) if arguments else ""
+
+
+def prompt_lines(label: str) -> Iterator[str]:
+    """Yield the lines that a user types until an empty one or the end of the input."""
+    print(f"{label}? An empty line ends.")
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        yield line
+
+
+def print_settings(stage: str, config: Config) -> None:
+    """Print the settings that a stage was started with."""
+    print(f"{stage}.py, preset {config.preset}, outputs in {config.run_dir}")
+    for section in STAGES[stage]:
+        values = dataclasses.asdict(getattr(config, section))
+        print(f"  {section}: " + ", ".join(f"{name}={_short(value)}" for name, value in values.items()))
+    print(flush=True)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Path):
+        with_home = os.path.relpath(value)
+        return shlex.quote(with_home if not with_home.startswith("..") else str(value))
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def quiet_libraries() -> None:
+    """Turn off telemetry, and the chatter of libraries that says nothing to a user; set what must precede imports."""
+    os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")

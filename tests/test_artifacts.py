@@ -1,0 +1,95 @@
+"""A name that exists is complete; a missing input names the stage that makes it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from config import STAGES
+from pipeline import artifacts
+from pipeline.artifacts import UserError
+
+
+class Interrupted(Exception):
+    """Stands for Ctrl-C, a full disk or a crash."""
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_an_interrupted_write_leaves_nothing_behind(tmp_path, before):
+    path = tmp_path / "folder" / "file.json"
+    if before is not None:
+        path.parent.mkdir()
+        path.write_text(before, encoding="utf-8")
+    with pytest.raises(Interrupted), artifacts.atomic_write(path) as file:
+        file.write("half of it")
+        file.flush()
+        raise Interrupted
+    assert [p.name for p in path.parent.iterdir()] == ([] if before is None else ["file.json"])
+    assert before is None or path.read_text(encoding="utf-8") == before
+
+
+def test_an_interrupted_folder_leaves_the_old_one(tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "weights").write_text("old", encoding="utf-8")
+    with pytest.raises(Interrupted), artifacts.atomic_path(path) as temporary:
+        temporary.mkdir()
+        (temporary / "weights").write_text("half", encoding="utf-8")
+        raise Interrupted
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert (path / "weights").read_text(encoding="utf-8") == "old"
+
+
+def test_a_new_folder_replaces_the_old_one_whole(tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "stale").write_text("old", encoding="utf-8")
+    with artifacts.atomic_path(path) as temporary:
+        temporary.mkdir()
+        (temporary / "weights").write_text("new", encoding="utf-8")
+    assert [p.name for p in path.iterdir()] == ["weights"]
+
+
+def test_a_manifest_exists_only_when_its_stage_has_finished(tmp_path):
+    source = tmp_path / "input"
+    source.write_text("x", encoding="utf-8")
+    with artifacts.stage_manifest(tmp_path, "process_data", {}, [source]) as metrics:
+        metrics["count"] = 3
+    manifest = artifacts.read_manifest(tmp_path, "process_data")
+    assert manifest["metrics"] == {"count": 3}
+    assert manifest["inputs"] == {str(source): artifacts.file_hash(source)}
+    assert manifest["versions"]["python"]
+    with pytest.raises(Interrupted), artifacts.stage_manifest(tmp_path, "process_data", {}, [source]):
+        raise Interrupted
+    with pytest.raises(UserError, match="has not finished"):
+        artifacts.read_manifest(tmp_path, "process_data")
+
+
+def test_a_missing_input_names_its_producer_and_the_command(tmp_path):
+    with pytest.raises(UserError, match=r"fine_tuning\.py makes it.*python fine_tuning\.py --preset saude-phi3"):
+        artifacts.require(tmp_path / "lora_model", "fine_tuning", "saude-phi3")
+
+
+def test_hashes_tell_contents_and_names_apart(tmp_path):
+    (tmp_path / "a").write_text("x", encoding="utf-8")
+    one = artifacts.file_hash(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    two = artifacts.file_hash(tmp_path)
+    (tmp_path / "b").write_text("y", encoding="utf-8")
+    assert len({one, two, artifacts.file_hash(tmp_path)}) == 3
+
+
+def test_damaged_json_is_one_sentence(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": ', encoding="utf-8")
+    with pytest.raises(UserError, match="is damaged"):
+        artifacts.read_json(path)
+
+
+def test_secrets_never_reach_a_manifest(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_token_value")
+    with artifacts.stage_manifest(tmp_path, next(iter(STAGES)), {}, []):
+        pass
+    text = json.dumps(artifacts.read_manifest(tmp_path, next(iter(STAGES))))
+    assert "hf_secret_token_value" not in text
