@@ -1,0 +1,43 @@
+"""Stage 2: what does the base model answer, before any training?
+
+Reads trn_processed.json. Asks the example titles and a sample of the held-out ones, in batches. Writes
+foundation_answers.json.
+
+    python foundation_model.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from config import Config
+from pipeline import artifacts, generation, language_model, prompts, questions, records
+from pipeline.command_line import run_stage
+
+
+def run(config: Config) -> Path:
+    """Answer the questions with the base model and return the path of foundation_answers.json."""
+    data = records.open_processed(config.run_dir, config.preset)
+    settings = {name: getattr(config, name) for name in ("prompt", "model", "answers", "questions")}
+    with artifacts.stage_manifest(config.run_dir, "foundation_model", settings, [data.path]) as metrics:
+        asked = questions.choose_questions(data, config.questions)
+        base = language_model.load_base(config.model)
+        metrics.update(backend=base.backend, device=base.device)
+        prompt_format = prompts.make_prompt_format(config.prompt, base.tokenizer)
+        texts = [prompt_format.prompt(question.title) for question in asked]
+        entries = questions.ask(
+            asked,
+            lambda advance: generation.generate(base, prompt_format, texts, config.answers, advance),
+            prompt_format,
+        )
+        path = config.run_dir / "foundation_answers.json"
+        return questions.save_answers(path, base.name, config.answers, entries)
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    run_stage("foundation_model", __doc__, run, "python fine_tuning.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Generate answers in batches, stream one, and tell the likeliest next tokens."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from config import GenerationConfig
+from pipeline.language_model import LanguageModel
+from pipeline.prompts import PromptFormat, end_id, prompt_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote for one prompt."""
+
+    text: str
+    tokens: int
+    """Tokens written, the end token included."""
+    ended: bool
+    """Whether the model ended by itself, rather than at max_new_tokens."""
+    seconds: float
+    """Seconds for this answer: those of its batch, shared equally."""
+
+
+def generate(
+    language_model: LanguageModel,
+    prompt_format: PromptFormat,
+    prompts: Sequence[str],
+    config: GenerationConfig,
+    advance: Callable[[int], object] = lambda _: None,
+) -> list[Answer]:
+    """Answer prompts in batches, padded on the left.
+
+    Args:
+        prompts: texts from PromptFormat.prompt.
+        advance: called with the number of answers that were finished since the last call.
+    """
+    import torch
+
+    torch.manual_seed(config.seed)
+    tokenizer = language_model.tokenizer
+    stop_ids = _stop_ids(language_model, prompt_format)
+    answers: list[Answer] = []
+    for start in range(0, len(prompts), config.batch_size):
+        batch = prompts[start : start + config.batch_size]
+        encoded = {"input_ids": [prompt_ids(prompt_format, tokenizer, prompt) for prompt in batch]}
+        padded = tokenizer.pad(encoded, padding_side="left", return_tensors="pt").to(language_model.model.device)
+        started = time.perf_counter()
+        with torch.inference_mode():
+            written = language_model.model.generate(**padded, **_generation_arguments(config, stop_ids, tokenizer))
+        seconds = (time.perf_counter() - started) / len(batch)
+        for row in written[:, padded["input_ids"].shape[1] :].tolist():
+            answers.append(_answer(row, stop_ids, tokenizer, seconds))
+        advance(len(batch))
+    return answers
+
+
+def stream(
+    language_model: LanguageModel, prompt_format: PromptFormat, prompt: str, config: GenerationConfig
+) -> Iterator[str]:
+    """Yield the pieces of one answer as they are written."""
+    import torch
+    from transformers import TextIteratorStreamer
+
+    torch.manual_seed(config.seed)
+    tokenizer = language_model.tokenizer
+    stop_ids = _stop_ids(language_model, prompt_format)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    ids = torch.tensor([prompt_ids(prompt_format, tokenizer, prompt)], device=language_model.model.device)
+    failures: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            arguments = _generation_arguments(config, stop_ids, tokenizer)
+            language_model.model.generate(ids, attention_mask=torch.ones_like(ids), streamer=streamer, **arguments)
+        except BaseException as error:
+            failures.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    yield from streamer
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def greedy_continuation(language_model: LanguageModel, ids: Sequence[int], tokens: int) -> list[int]:
+    """Return ids followed by the likeliest next tokens, as many as asked for, the end token being one like others."""
+    import torch
+
+    prompt = torch.tensor([list(ids)], device=language_model.model.device)
+    with torch.inference_mode():
+        written = language_model.model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=tokens, eos_token_id=None,
+            pad_token_id=language_model.tokenizer.pad_token_id, use_cache=True,
+        )  # fmt: skip
+    return written[0].tolist()
+
+
+def greedy_choices(language_model: LanguageModel, ids: Sequence[int], start: int) -> list[int]:
+    """Return the likeliest token at each position of ids[start:], given all that stands before it."""
+    import torch
+
+    with torch.inference_mode():
+        logits = language_model.model(torch.tensor([list(ids)], device=language_model.model.device)).logits[0]
+    return logits[start - 1 : len(ids) - 1].argmax(-1).tolist()
+
+
+def _stop_ids(language_model: LanguageModel, prompt_format: PromptFormat) -> list[int]:
+    return sorted({end_id(prompt_format, language_model.tokenizer), *language_model.stop_ids})
+
+
+def _generation_arguments(
+    config: GenerationConfig, stop_ids: list[int], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    sampling = (
+        {"do_sample": True, "temperature": config.temperature} if config.temperature > 0 else {"do_sample": False}
+    )
+    return {
+        "max_new_tokens": config.max_new_tokens,
+        "eos_token_id": stop_ids,
+        "pad_token_id": tokenizer.pad_token_id,
+        **sampling,
+    }
+
+
+def _answer(row: list[int], stop_ids: list[int], tokenizer: PreTrainedTokenizerBase, seconds: float) -> Answer:
+    ends = [position for position, token in enumerate(row) if token in stop_ids]
+    tokens = row[: ends[0] + 1] if ends else row
+    text = tokenizer.decode(tokens[:-1] if ends else tokens, skip_special_tokens=True).strip()
+    return Answer(text, len(tokens), bool(ends), seconds)

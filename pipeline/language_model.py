@@ -1,0 +1,249 @@
+"""Load a language model with transformers or Unsloth, put an adapter on it, merge it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from config import LoraConfig, ModelConfig
+from pipeline import bundled_models
+from pipeline.artifacts import UserError, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Backend = Literal["unsloth", "transformers"]
+
+
+@dataclass
+class LanguageModel:
+    """A model with its tokenizer, ready to be used on its device."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    backend: Backend
+    name: str
+    stop_ids: list[int] = field(default_factory=list)
+
+    @property
+    def device(self) -> str:
+        """Return the device of the weights: cpu, cuda:0 or mps:0."""
+        return str(self.model.device)
+
+
+def choose_backend(requested: str, *, cuda: bool, unsloth: bool) -> Backend:
+    """Return the backend for a request, given what is present; what was asked for and is absent is a UserError."""
+    if requested == "unsloth" and not (cuda and unsloth):
+        missing = "the package unsloth (pip install -r requirements-gpu.txt)" if cuda else "an NVIDIA GPU with CUDA"
+        raise UserError(f"--model.backend unsloth needs {missing}. Use --model.backend transformers instead.")
+    if requested == "auto":
+        return "unsloth" if cuda and unsloth else "transformers"
+    return "unsloth" if requested == "unsloth" else "transformers"
+
+
+def detect_backend(config: ModelConfig) -> Backend:
+    """Return the backend that this machine uses for a model's settings."""
+    import torch
+
+    present = importlib.util.find_spec("unsloth") is not None
+    return choose_backend(config.backend, cuda=torch.cuda.is_available(), unsloth=present)
+
+
+def best_device() -> str:
+    """Return cuda, mps or cpu: the fastest that is there."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_base(config: ModelConfig, max_length: int = 2048) -> LanguageModel:
+    """Load the base model and its tokenizer as the settings say.
+
+    Args:
+        config: which model, which backend, 4 bits or 16.
+        max_length: tokens of prompt and answer that Unsloth prepares for; transformers needs no such limit.
+    """
+    backend = detect_backend(config)
+    path = bundled_models.resolve(config.name)
+    if config.load_in_4bit and best_device() != "cuda":
+        raise UserError(
+            "Loading in 4 bits needs an NVIDIA GPU with CUDA, and there is none here. Use --model.no-load-in-4bit, with "
+            "--model.name naming a small 16-bit model, or the preset demo."
+        )
+    with helpful_loading_errors(config.name):
+        if backend == "unsloth":
+            from unsloth import FastLanguageModel
+
+            model, tokenizer = FastLanguageModel.from_pretrained(
+                model_name=path, max_seq_length=max_length, load_in_4bit=config.load_in_4bit, dtype=None
+            )
+        else:
+            tokenizer = load_tokenizer(path)
+            model = _load_with_transformers(path, config.load_in_4bit)
+    return _ready(model, tokenizer, backend, config.name)
+
+
+def load_in_16_bits(config: ModelConfig) -> LanguageModel:
+    """Load the base model for merging: bfloat16 on the CPU, dequantized if its files hold 4-bit weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = bundled_models.resolve(config.name)
+    with helpful_loading_errors(config.name), quiet_loading():
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, use_safetensors=True)
+        tokenizer = load_tokenizer(path)
+    if getattr(model, "is_quantized", False):
+        model = model.dequantize()
+    return _ready(model, tokenizer, "transformers", config.name)
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or a Hugging Face id."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)
+
+
+def add_adapter(base: LanguageModel, config: LoraConfig, seed: int, checkpointing: bool) -> LanguageModel:
+    """Put a new LoRA adapter on the base model; only its weights are trainable."""
+    if base.backend == "unsloth":
+        from unsloth import FastLanguageModel
+
+        model = FastLanguageModel.get_peft_model(
+            base.model, r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, bias="none",
+            target_modules=list(config.target_modules), random_state=seed,
+            use_gradient_checkpointing="unsloth" if checkpointing else False,
+        )  # fmt: skip
+        return LanguageModel(model, base.tokenizer, base.backend, base.name, base.stop_ids)
+    import torch
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    torch.manual_seed(seed)
+    if getattr(base.model, "is_quantized", False):
+        prepare_model_for_kbit_training(base.model, use_gradient_checkpointing=checkpointing)
+    try:
+        model = get_peft_model(base.model, peft_lora_config(config))
+    except ValueError as error:
+        if "target modules" not in str(error).lower():
+            raise
+        layers = sorted({n.rsplit(".", 1)[-1] for n, m in base.model.named_modules() if isinstance(m, torch.nn.Linear)})
+        raise UserError(
+            f"{base.name} has none of the layers in --lora.target-modules. Its linear layers are {', '.join(layers)}."
+        ) from error
+    return LanguageModel(model, base.tokenizer, base.backend, base.name, base.stop_ids)
+
+
+def peft_lora_config(config: LoraConfig) -> Any:
+    """Return PEFT's form of the adapter's settings."""
+    from peft import LoraConfig as PeftLoraConfig
+
+    return PeftLoraConfig(
+        r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, bias="none",
+        target_modules=list(config.target_modules), task_type="CAUSAL_LM",
+    )  # fmt: skip
+
+
+def load_adapter(base: LanguageModel, folder: Path) -> LanguageModel:
+    """Load a trained adapter onto its base model."""
+    from peft import PeftModel
+
+    with quiet_loading():
+        model = PeftModel.from_pretrained(base.model, str(folder))
+    return _ready(model, base.tokenizer, base.backend, f"{base.name} + {folder.name}")
+
+
+def for_inference(language_model: LanguageModel) -> LanguageModel:
+    """Return a model that was trained in this process, ready to answer."""
+    if language_model.backend == "unsloth":
+        from unsloth import FastLanguageModel
+
+        FastLanguageModel.for_inference(language_model.model)
+    language_model.model.config.use_cache = True
+    language_model.model.eval()
+    return language_model
+
+
+def trainable_parameters(model: PreTrainedModel) -> tuple[int, int]:
+    """Return the numbers of trainable and of all parameters; 4-bit weights count as what they stand for."""
+    return model.get_nb_trainable_parameters()
+
+
+def merge(tuned: LanguageModel) -> LanguageModel:
+    """Return the base model with the adapter's update added to its weights."""
+    return LanguageModel(tuned.model.merge_and_unload(), tuned.tokenizer, tuned.backend, tuned.name, tuned.stop_ids)
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Hide transformers' progress bars over weights, which say nothing that a user waits for."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def helpful_loading_errors(name: str) -> Iterator[None]:
+    """Turn the loading errors that a user can mend into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, ImportError) and "bitsandbytes" not in reason:
+            raise
+        shown = reason[:300] + ("…" if len(reason) > 300 else "")
+        raise UserError(
+            f"The model {name!r} could not be loaded: {shown} Check --model.name: a folder with config.json and "
+            "safetensors, or a Hugging Face id (gated models need HF_TOKEN)."
+        ) from error
+
+
+def _load_with_transformers(path: str, in_4_bits: bool) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantization = None
+    if in_4_bits:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )  # fmt: skip
+    with quiet_loading():
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.bfloat16,
+            device_map=best_device(),
+            use_safetensors=True,
+            **({"quantization_config": quantization} if quantization and not _quantized_files(path) else {}),
+        )
+
+
+def _quantized_files(path: str) -> bool:
+    config_file = Path(path) / "config.json"
+    if config_file.exists():
+        return "quantization_config" in read_json(config_file)
+    from transformers import AutoConfig
+
+    return getattr(AutoConfig.from_pretrained(path), "quantization_config", None) is not None
+
+
+def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backend: Backend, name: str) -> LanguageModel:
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.eval()
+    ends = model.generation_config.eos_token_id
+    stop_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    # Sampling defaults of a model's files (top_p, temperature) would mix with ours: --answers decides alone.
+    model.generation_config.update(do_sample=False, temperature=1.0, top_p=1.0, top_k=50, max_length=None)
+    return LanguageModel(model, tokenizer, backend, name, stop_ids)

@@ -1,0 +1,207 @@
+"""The one place where a prompt is worded, rendered, tokenized and ended.
+
+A PromptFormat holds plain text, so that training, transformers, llama.cpp and Ollama all see the same characters. It is
+made once, from the settings and the tokenizer, and saved as prompt_format.json beside every model; later stages read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from config import PromptConfig
+from pipeline.artifacts import UserError, read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FILE_NAME = "prompt_format.json"
+TITLE, CONTEXT = "{title}", "{context}"
+_QUESTION_MARK, _ANSWER_MARK = "QUESTIONxMARK", "ANSWERxMARK"
+
+# Wording of Stanford Alpaca (Taori et al. 2023), which base models fine-tuned with Unsloth's notebooks use.
+_ALPACA_INTRODUCTION = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+)
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """Everything needed to turn a title into a prompt and to know where its answer ends."""
+
+    name: Literal["alpaca", "chat"]
+    instruction: str
+    title_label: str
+    content_label: str
+    bos: str
+    """Text of the token that the tokenizer (and llama.cpp) puts first by itself; empty if there is none."""
+    before: str
+    """Text from the start of the prompt to the question."""
+    question: str
+    """Template of the question; holds {title}."""
+    question_with_context: str
+    """Template of the question with retrieved texts; holds {title} and {context}."""
+    after: str
+    """Text from the question to the answer."""
+    end: str
+    """Text of the token that ends an answer."""
+    control_tokens: tuple[str, ...]
+    """Texts that the tokenizer reads as control tokens; records must never be able to write one."""
+
+    def prompt(self, title: str, context: str = "") -> str:
+        """Return the text that a model continues with its answer, without BOS."""
+        if context:
+            question = _fill(self.question_with_context, self.neutral(title), self.neutral(context))
+        else:
+            question = _fill(self.question, self.neutral(title))
+        return self.before + question + self.after
+
+    def source_text(self, title: str, content: str) -> str:
+        """Return a record as it is given to a model as context."""
+        return f"{self.title_label}: {title} - {self.content_label}: {content}"
+
+    def neutral(self, text: str) -> str:
+        """Return text in which no control token is left: `<|im_end|>` in a record becomes `< |im_end|>`."""
+        for token in self.control_tokens:
+            if token in text:
+                text = text.replace(token, token[0] + " " + token[1:])
+        return text
+
+    def save(self, folder: Path) -> None:
+        """Write prompt_format.json."""
+        write_json(folder / FILE_NAME, dataclasses.asdict(self))
+
+
+def load_prompt_format(folder: Path) -> PromptFormat:
+    """Read the prompt format that a model was trained with."""
+    path = folder / FILE_NAME
+    if not path.exists():
+        raise UserError(f"{path} is missing, so nobody knows how {folder} was prompted. Run fine_tuning.py again.")
+    values = read_json(path)
+    known = {field.name for field in dataclasses.fields(PromptFormat)}
+    if set(values) != known:
+        raise UserError(f"{path} was written by another version. Run fine_tuning.py again.")
+    return PromptFormat(**{**values, "control_tokens": tuple(values["control_tokens"])})
+
+
+def make_prompt_format(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
+    """Make the prompt format of a model from the settings and its tokenizer."""
+    bos = automatic_bos(tokenizer)
+    if config.format == "alpaca":
+        if not tokenizer.eos_token:
+            raise UserError("The tokenizer has no EOS token, so an Alpaca answer could not end.")
+        before, after, end = _ALPACA_INTRODUCTION, "\n\n### Response:\n", tokenizer.eos_token
+        question = f"{config.instruction}\n\n### Input:\n{TITLE}"
+        with_context = f"{_asked(config.instruction)}\n\n### Input:\n{CONTEXT}"
+    else:
+        before, after, end = _chat_frame(tokenizer)
+        before = before.removeprefix(bos)
+        question = _asked(config.instruction)
+        with_context = f"{question}\n\n{CONTEXT}"
+    return PromptFormat(
+        name=config.format,
+        instruction=config.instruction,
+        title_label=config.title_label,
+        content_label=config.content_label,
+        bos=bos,
+        before=before,
+        question=question,
+        question_with_context=with_context,
+        after=after,
+        end=end,
+        control_tokens=_control_tokens(tokenizer),
+    )
+
+
+def automatic_bos(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the text of the BOS token if the tokenizer adds it to every text by itself, else an empty string."""
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token if tokenizer.bos_token and ids and ids[0] == tokenizer.bos_token_id else ""
+
+
+def prompt_ids(prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Tokenize a prompt with its BOS, as llama.cpp does."""
+    return tokenizer(prompt_format.bos + prompt, add_special_tokens=False)["input_ids"]
+
+
+def end_id(prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of the token that ends an answer."""
+    return tokenizer.convert_tokens_to_ids(prompt_format.end)
+
+
+@dataclass(frozen=True)
+class TrainingExample:
+    """One tokenized record."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """The same ids, with -100 where nothing is to be learned."""
+    cut: bool
+    """Whether the answer was longer than max_length allows, so that its end is missing."""
+
+
+def training_example(
+    prompt_format: PromptFormat,
+    tokenizer: PreTrainedTokenizerBase,
+    title: str,
+    answer: str,
+    max_length: int,
+    loss_on: Literal["answer", "all"] = "answer",
+) -> TrainingExample | None:
+    """Tokenize a record for training; None if the prompt leaves no room for an answer in max_length tokens.
+
+    The ids of the prompt are those of the generation prompt, token for token, and the end token carries a label.
+    """
+    prompt = prompt_format.prompt(title)
+    start = prompt_ids(prompt_format, tokenizer, prompt)
+    text = prompt_format.bos + prompt + prompt_format.neutral(answer.strip())
+    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if whole[: len(start)] != start:
+        raise UserError(
+            f"The tokenizer joins the end of the prompt {prompt[-20:]!r} with the answer, so a model trained on it would "
+            "not know its own prompt. Use --prompt.format alpaca, or a model with another chat template."
+        )
+    ids = [*whole, end_id(prompt_format, tokenizer)]
+    if len(start) >= max_length:
+        return None
+    labels = ids if loss_on == "all" else [-100] * len(start) + ids[len(start) :]
+    return TrainingExample(ids[:max_length], labels[:max_length], cut=len(ids) > max_length)
+
+
+def _asked(instruction: str) -> str:
+    return f"{instruction}: {TITLE}" if instruction else TITLE
+
+
+def _fill(template: str, title: str, context: str = "") -> str:
+    # One pass, so that a title that holds "{context}" is text and not a placeholder.
+    values = {TITLE: title, CONTEXT: context}
+    return re.sub(r"\{title\}|\{context\}", lambda match: values[match[0]], template)
+
+
+def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+    """Return the text before the question, between question and answer, and the end token of a chat template."""
+    if not tokenizer.chat_template:
+        raise UserError("The tokenizer has no chat template: it belongs to a base model. Use --prompt.format alpaca.")
+    question: list[dict[str, Any]] = [{"role": "user", "content": _QUESTION_MARK}]
+    answered = [*question, {"role": "assistant", "content": _ANSWER_MARK}]
+    prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(answered, tokenize=False)
+    before, found, after = prompt.partition(_QUESTION_MARK)
+    _, answer_found, tail = whole.partition(_ANSWER_MARK)
+    if not (found and answer_found and whole.startswith(before)):
+        raise UserError("The chat template of this tokenizer leaves messages out. Use --prompt.format alpaca.")
+    tail = tail.lstrip()
+    ends = [token for token in _control_tokens(tokenizer) if tail.startswith(token)]
+    end = max(ends, key=len) if ends else tokenizer.eos_token
+    if not end:
+        raise UserError("The chat template ends an answer with no control token. Use --prompt.format alpaca.")
+    return before, after, end
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted({*added, *tokenizer.all_special_tokens}))
