@@ -1,0 +1,125 @@
+"""Run a GGUF with llama.cpp (xllamacpp): tokenize, generate, stream, and tell the likeliest next token."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from config import GenerationConfig
+from pipeline.artifacts import UserError
+from pipeline.generation import Answer
+from pipeline.prompts import PromptFormat
+
+_DONE = object()
+
+
+class GgufModel:
+    """A GGUF file in llama.cpp. Prompts are texts without BOS: llama.cpp adds it where the file says so."""
+
+    def __init__(self, path: Path, context_tokens: int = 4096) -> None:
+        """Load the file.
+
+        Args:
+            path: the GGUF file.
+            context_tokens: tokens of prompt and answer together, at most.
+
+        Raises:
+            UserError: llama.cpp cannot load the file.
+        """
+        import xllamacpp
+
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(path)
+        parameters.n_ctx = context_tokens
+        parameters.n_parallel = 1
+        parameters.verbosity = -1
+        parameters.warmup = False
+        self.path = path
+        try:
+            self._server = xllamacpp.Server(parameters)
+        except RuntimeError as error:
+            raise UserError(f"llama.cpp cannot load {path} ({error}). Run merge_and_convert.py again.") from error
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids of a prompt, with BOS where the model has one, control tokens read as such."""
+        body = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
+        request = urllib.request.Request(
+            self._server.listening_address + "/tokenize", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)["tokens"]
+
+    def generate(
+        self,
+        prompt_format: PromptFormat,
+        prompts: Sequence[str],
+        config: GenerationConfig,
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> list[Answer]:
+        """Answer prompts one after another."""
+        answers = []
+        for prompt in prompts:
+            started = time.perf_counter()
+            result = self._complete(_request(prompt_format, prompt, config))
+            choice, tokens = result["choices"][0], result["usage"]["completion_tokens"]
+            seconds = time.perf_counter() - started
+            answers.append(Answer(choice["text"].strip(), tokens, choice["finish_reason"] == "stop", seconds))
+            advance(1)
+        return answers
+
+    def stream(self, prompt_format: PromptFormat, prompt: str, config: GenerationConfig) -> Iterator[str]:
+        """Yield the pieces of one answer as they are written."""
+        pieces: queue.Queue[Any] = queue.Queue()
+        request = {**_request(prompt_format, prompt, config), "stream": True}
+
+        def work() -> None:
+            try:
+                self._server.handle_completions(request, pieces.put)
+            except BaseException as error:
+                pieces.put(error)
+            pieces.put(_DONE)
+
+        threading.Thread(target=work, daemon=True).start()
+        while (piece := pieces.get()) is not _DONE:
+            if isinstance(piece, BaseException):
+                raise piece
+            for part in piece if isinstance(piece, list) else [piece]:
+                yield _checked(part)["choices"][0]["text"]
+
+    def greedy_choices(self, ids: Sequence[int], start: int) -> list[int]:
+        """Return the likeliest token at each position of ids[start:], given all that stands before it."""
+        choices = []
+        for position in range(start, len(ids)):
+            request = {"prompt": list(ids[:position]), "n_predict": 1, "temperature": 0.0, "n_probs": 1}
+            result = self._complete(request)
+            choices.append(result["choices"][0]["logprobs"]["content"][0]["id"])
+        return choices
+
+    def _complete(self, request: dict[str, Any]) -> dict[str, Any]:
+        return _checked(self._server.handle_completions(request))
+
+
+def _request(prompt_format: PromptFormat, prompt: str, config: GenerationConfig) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "n_predict": config.max_new_tokens,
+        "temperature": config.temperature,
+        "seed": config.seed,
+        "top_k": 50,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repeat_penalty": 1.0,
+        "stop": [prompt_format.end],
+    }
+
+
+def _checked(result: Any) -> dict[str, Any]:
+    if "error" in result:
+        raise UserError(f"llama.cpp: {result['error'].get('message', result['error'])}")
+    return result
