@@ -1,0 +1,44 @@
+"""Stage 6: index the cleaned records for retrieval.
+
+Reads trn_processed.json. Writes chroma/, a Chroma collection on disk. Run again, it embeds only what is new or changed
+and removes what has vanished.
+
+    python rag_indexing.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from config import Config
+from pipeline import artifacts, records, vector_store
+from pipeline.command_line import run_stage
+
+
+def run(config: Config) -> Path:
+    """Index the records and return the path of chroma/."""
+    data = records.open_processed(config.run_dir, config.preset)
+    count = artifacts.read_manifest(config.run_dir, "process_data")["metrics"]["records_written"]
+    folder = config.run_dir / "chroma"
+    with artifacts.stage_manifest(config.run_dir, "rag_indexing", {"rag": config.rag}, [data.path]) as metrics:
+        embeddings = vector_store.load_embeddings(config.rag)
+        store = vector_store.open_store(folder, config.rag, embeddings, create=True)
+        with tqdm(total=count, desc="Indexing", unit="chunk", dynamic_ncols=True) as bar:
+            report = vector_store.index(store, vector_store.chunks(data, config.rag, embeddings), bar.update)
+            bar.total = bar.n
+        metrics.update(added=report.added, removed=report.removed, unchanged=report.unchanged)
+    print(
+        f"\nadded {report.added:,}, removed {report.removed:,}, unchanged {report.unchanged:,} chunks of {count:,} records"
+    )
+    return folder
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    run_stage("rag_indexing", __doc__, run, "python rag_search_vs.py")
+
+
+if __name__ == "__main__":
+    main()
