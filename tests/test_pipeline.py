@@ -1,0 +1,250 @@
+"""The whole chain on tiny random models of the presets' architectures: clean, train, merge, GGUF, llama.cpp answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import compare_models
+import fine_tuning
+import foundation_model
+import ft_test_trained_model
+import merge_and_convert
+import process_data
+import rag_indexing
+import rag_model_retriever
+import rag_search_vs
+from config import GgufConfig, LoraConfig
+from pipeline import artifacts, prompts
+from pipeline.artifacts import UserError
+from pipeline.llama_cpp import GgufModel
+from pipeline.training_log import read_log
+
+PHI3_LAYERS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+ADAPTER_FILES = {
+    "README.md", "adapter_config.json", "adapter_model.safetensors", "prompt_format.json", "tokenizer.json",
+    "tokenizer_config.json",
+}  # fmt: skip
+MERGED_FILES = {
+    "config.json", "generation_config.json", "model.safetensors", "prompt_format.json", "tokenizer.json",
+    "tokenizer_config.json",
+}  # fmt: skip
+EXTRA_FILES = {"llama": set(), "phi3": {"chat_template.jinja"}, "mistral": {"chat_template.jinja"}}
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def config(request, make_config):
+    architecture = getattr(request, "param", "llama")
+    lora = LoraConfig(r=4, alpha=8, target_modules=PHI3_LAYERS) if architecture == "phi3" else LoraConfig(r=4, alpha=8)
+    # Random weights leave near ties that 16-bit arithmetic tips; another model would agree on nothing at all.
+    gguf = GgufConfig(type="f32", parity_prompts=2, parity_tokens=8, min_agreement=0.6)
+    return make_config(architecture, lora=lora, gguf=gguf)
+
+
+@pytest.mark.parametrize("config", ["llama", "phi3", "mistral"], indirect=True)
+def test_the_whole_chain(config, request, capsys):
+    architecture = request.node.callspec.params["config"]
+    process_data.run(config)
+    foundation = json.loads(foundation_model.run(config).read_text(encoding="utf-8"))
+    adapter = fine_tuning.run(config)
+    assert names(adapter) == ADAPTER_FILES | EXTRA_FILES[architecture]
+    options = ft_test_trained_model.TestOptions()
+    tuned = json.loads(ft_test_trained_model.run(config, options).read_text(encoding="utf-8"))
+    assert [a["title"] for a in tuned["answers"]] == [a["title"] for a in foundation["answers"]]
+    assert tuned["generation"] == foundation["generation"]
+
+    gguf_file = merge_and_convert.run(config)
+    merged_extra = EXTRA_FILES[architecture] | ({"tokenizer.model"} if architecture != "llama" else set())
+    assert names(config.run_dir / "merged_model") == MERGED_FILES | merged_extra
+    assert gguf_file.name == "model-f32.gguf"
+    metrics = artifacts.read_manifest(config.run_dir, "merge_and_convert")["metrics"]
+    assert metrics["tokenization"] == "identical"
+    assert metrics["agreement_adapter_merged"] >= 0.6 and metrics["agreement_merged_gguf"] >= 0.6
+
+    prompt_format = prompts.load_prompt_format(config.run_dir)
+    gguf = GgufModel(gguf_file)
+    prompt = prompt_format.prompt("Mog's Kittens, 28 years — café")
+    streamed = "".join(gguf.stream(prompt_format, prompt, config.answers)).strip()
+    assert streamed and streamed == gguf.generate(prompt_format, [prompt], config.answers)[0].text
+    for form in ("merged", "gguf"):
+        asked = ft_test_trained_model.run(config, ft_test_trained_model.TestOptions(model_form=form))
+        assert len(json.loads(asked.read_text(encoding="utf-8"))["answers"]) == len(foundation["answers"])
+    capsys.readouterr()
+    assert ft_test_trained_model.run(config, ft_test_trained_model.TestOptions(title="Tea &amp; cake")) is None
+    assert "Product: Tea &amp; cake" in capsys.readouterr().out
+
+    modelfile = (config.run_dir / "Modelfile").read_text(encoding="utf-8")
+    assert modelfile.startswith("FROM ./model-f32.gguf\n")
+    assert prompt_format.prompt("{{ .Prompt }}") in modelfile
+    assert f'PARAMETER stop "{prompt_format.end}"' in modelfile
+
+
+def test_training_leaves_a_log_a_picture_a_dataset_and_figures(config, capsys):
+    from PIL import Image
+
+    process_data.run(config)
+    fine_tuning.run(config)
+    printed = capsys.readouterr().out
+    for shown in (
+        "Environment:",
+        "Trainable parameters:",
+        "instruction:",
+        "perplexity",
+        "Test query, streamed",
+        "samples/s",
+    ):
+        assert shown in printed
+    log = read_log(config.run_dir / "training_log.jsonl")
+    assert [line["step"] for line in log if "loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in log if "validation_loss" in line] == [0, 2, 4]
+    metrics = artifacts.read_manifest(config.run_dir, "fine_tuning")["metrics"]
+    assert metrics["validation_loss_after"] < metrics["validation_loss_before"]
+    assert metrics["steps"] == 4 and metrics["training_records"] == 8
+    with Image.open(config.run_dir / "loss_curve.png") as picture:
+        assert picture.size == (960, 540)
+    dataset = json.loads((config.run_dir / "trn_processed_dataset.json").read_text(encoding="utf-8"))
+    assert len(dataset) == 8 and set(dataset[0]) == {"instruction", "input", "output"}
+    from pipeline.records import open_processed
+
+    data = open_processed(config.run_dir, config.preset)
+    assert {data.split_of(record["input"]) for record in dataset} == {"train"}
+
+
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(config, monkeypatch):
+    from transformers import TrainerCallback
+
+    process_data.run(config)
+    fine_tuning.run(config)
+    undisturbed = read_log(config.run_dir / "training_log.jsonl")
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    original = fine_tuning.make_trainer
+
+    def stopping(*arguments):
+        trainer = original(*arguments)
+        trainer.add_callback(Stop())
+        return trainer
+
+    monkeypatch.setattr(fine_tuning, "make_trainer", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tuning.run(config)
+    monkeypatch.setattr(fine_tuning, "make_trainer", original)
+    resumed = replace(config, train=replace(config.train, resume=True))
+    fine_tuning.run(resumed)
+    again = read_log(config.run_dir / "training_log.jsonl")
+    assert [line["step"] for line in again] == [line["step"] for line in undisturbed]
+    for one, other in zip(again, undisturbed, strict=True):
+        for key in ("loss", "validation_loss"):
+            assert one.get(key) == pytest.approx(other.get(key), abs=1e-3)
+
+    other_rank = replace(resumed, lora=replace(config.lora, r=8))
+    with pytest.raises(UserError, match=r"other settings or data \(lora\.r\)"):
+        fine_tuning.run(other_rank)
+
+
+def test_resuming_without_a_checkpoint_is_an_error(config):
+    process_data.run(config)
+    with pytest.raises(UserError, match="no checkpoint"):
+        fine_tuning.run(replace(config, train=replace(config.train, resume=True)))
+
+
+def test_an_adapter_of_another_base_model_is_refused(config, tiny_model):
+    process_data.run(config)
+    fine_tuning.run(config)
+    other = replace(config, model=replace(config.model, name=str(tiny_model("mistral"))))
+    for run in (merge_and_convert.run, lambda c: ft_test_trained_model.run(c, ft_test_trained_model.TestOptions())):
+        with pytest.raises(UserError, match="was trained on"):
+            run(other)
+
+
+@pytest.mark.parametrize("config", ["phi3"], indirect=True)
+@pytest.mark.parametrize("missing", ["complete_tokenizer_config", "gguf_model_name"])
+def test_a_gguf_that_tokenizes_otherwise_is_never_kept(config, monkeypatch, missing):
+    from pipeline import gguf_conversion
+
+    process_data.run(config)
+    fine_tuning.run(config)
+    # Without these, llama.cpp adds a BOS to Phi-3's prompts, or keeps the line ends that Phi-3's tokens swallow.
+    monkeypatch.setattr(gguf_conversion, missing, lambda *_: "model")
+    with pytest.raises(UserError, match="tokenizes a prompt otherwise"):
+        merge_and_convert.run(config)
+    assert not list(config.run_dir.glob("*.gguf")) and not (config.run_dir / "Modelfile").exists()
+    assert not artifacts.manifest_path(config.run_dir, "merge_and_convert").exists()
+
+
+def test_a_gguf_with_other_weights_is_never_kept(config, monkeypatch):
+    from pipeline import gguf_conversion
+
+    process_data.run(config)
+    fine_tuning.run(config)
+    convert = gguf_conversion.convert
+
+    def convert_other(merged, target, *rest):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(merged)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.copy_(weight.roll(1, 0))
+        model.save_pretrained(merged)
+        convert(merged, target, *rest)
+
+    monkeypatch.setattr(gguf_conversion, "convert", convert_other)
+    with pytest.raises(UserError, match="The GGUF differs from the merged model"):
+        merge_and_convert.run(config)
+    assert not list(config.run_dir.glob("*.gguf"))
+
+
+def test_a_converter_that_fails_is_told_with_its_last_words(config, tmp_path):
+    process_data.run(config)
+    fine_tuning.run(config)
+    (tmp_path / "convert_hf_to_gguf.py").write_text("raise SystemExit('unknown architecture')", encoding="utf-8")
+    broken = replace(config, gguf=replace(config.gguf, converter=tmp_path))
+    with pytest.raises(UserError, match="unknown architecture"):
+        merge_and_convert.run(broken)
+    with pytest.raises(UserError, match=r"llama\.cpp checkout"):
+        merge_and_convert.run(replace(config, gguf=replace(config.gguf, converter=tmp_path / "nowhere")))
+
+
+def test_a_file_that_is_no_gguf_is_one_sentence(tmp_path):
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF" + b"\0" * 100)
+    with pytest.raises(UserError, match=r"llama\.cpp cannot load"):
+        GgufModel(path)
+
+
+def test_retrieval_and_comparison(config, capsys):
+    process_data.run(config)
+    foundation_model.run(config)
+    fine_tuning.run(config)
+    ft_test_trained_model.run(config, ft_test_trained_model.TestOptions())
+    rag_indexing.run(config)
+    rag_search_vs.run(config, rag_search_vs.SearchOptions(query="dance skirt for small girls"))
+    rag = json.loads(
+        rag_model_retriever.run(config, rag_model_retriever.RetrieverOptions()).read_text(encoding="utf-8")
+    )
+    held_out = [answer for answer in rag["answers"] if answer["split"] == "test"]
+    assert held_out and all(answer["sources"][0]["title"] == answer["title"] for answer in held_out)
+    tuned = replace(config, rag=replace(config.rag, answer_with="finetuned"))
+    assert rag_model_retriever.run(tuned, rag_model_retriever.RetrieverOptions(title="Tea")) is None
+    page = compare_models.run(config).read_text(encoding="utf-8")
+    comparison = artifacts.read_json(config.run_dir / "comparison.json")
+    assert list(comparison["models"]) == ["Foundation", "Fine-tuned", "RAG"]
+    assert len(comparison["questions"]) == 3 and "http" not in page.replace("http-equiv", "")
+    assert (config.run_dir / "comparison.md").read_text(encoding="utf-8").count("\n| ") >= 9
+
+    other = replace(config, questions=replace(config.questions, held_out=1))
+    foundation_model.run(other)
+    with pytest.raises(UserError, match="answered different titles"):
+        compare_models.run(config)

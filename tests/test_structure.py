@@ -1,0 +1,121 @@
+"""The promises that the layout makes: direction of imports, lazy heavy packages, commands in the README."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from config import PROJECT_DIR, STAGES, section_fields
+
+HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "datasets", "chromadb", "langchain_chroma", "gradio",
+         "langchain_huggingface", "langchain_text_splitters", "sentence_transformers", "matplotlib", "xllamacpp"}  # fmt: skip
+MODULES = sorted([*PROJECT_DIR.glob("*.py"), *(PROJECT_DIR / "pipeline").glob("*.py")])
+READMES = sorted(PROJECT_DIR.glob("README*.md"))
+
+
+def imported(path, top_level_only):
+    """The first two parts of every name that a module imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guarded = {id(n) for node in tree.body if isinstance(node, ast.If) for n in ast.walk(node)}
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if id(node) in guarded:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            if node.module == "pipeline":
+                yield from (f"pipeline.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_imports_go_from_stages_to_pipeline_to_config(path):
+    names = set(imported(path, top_level_only=False))
+    first = {name.partition(".")[0] for name in names}
+    assert not first & set(STAGES), "no stage is imported"
+    if path.name == "config.py":
+        assert first <= set(sys.stdlib_module_names)
+    if path.name == "run.py":
+        assert first <= set(sys.stdlib_module_names) | {"config"}
+    if path.parent.name == "pipeline" and path.stem != "command_line":
+        source = path.read_text(encoding="utf-8")
+        assert "PRESETS" not in source, "values come in as arguments"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if p.stem not in {"training_log", "batching"}], ids=lambda p: p.stem
+)
+def test_heavy_packages_are_imported_inside_functions(path):
+    assert not {name.partition(".")[0] for name in imported(path, top_level_only=True)} & HEAVY
+
+
+@pytest.mark.parametrize("script", [*STAGES, "run"])
+def test_help_answers_without_torch_in_under_a_second_of_cpu_time(script):
+    code = (
+        "import runpy, sys, time\n"
+        f"sys.argv = ['{script}.py', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path('{script}.py', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        f"assert not {HEAVY!r} & set(sys.modules), {HEAVY!r} & set(sys.modules)\n"
+        "assert time.process_time() < 1, time.process_time()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
+
+
+def readme_commands():
+    """Every `python …` command line of the READMEs."""
+    for path in READMES:
+        for block in re.findall(r"```(?:\w*)\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+            for line in block.splitlines():
+                if line.strip().startswith("python "):
+                    yield path.name, line.split("#")[0].strip()
+
+
+def test_there_are_readmes_with_commands():
+    assert {name for name, _ in readme_commands()} == {"README.md", "README.pt-BR.md"}
+
+
+@pytest.mark.parametrize(("readme", "command"), sorted(set(readme_commands())))
+def test_every_readme_command_exists(readme, command):
+    import shlex
+
+    _, script, *arguments = shlex.split(command)
+    if script == "-m":
+        assert arguments[0] in {"venv", "pytest"}
+        return
+    assert (PROJECT_DIR / script).exists(), command
+    stage = script.removesuffix(".py")
+    shown = subprocess.run(
+        [sys.executable, script, "--help"], cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8"
+    ).stdout
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if not option.startswith("--"):
+            continue
+        section, dot, field = option.removeprefix("--").partition(".")
+        if not dot:
+            assert option in shown, f"{option} in {command}"
+            continue
+        known = {name.replace("_", "-") for name in section_fields(section)}
+        assert field.removeprefix("no-") in known, f"{option} in {command}"
+        assert stage == "run" or section in STAGES[stage], f"{option} in {command}"
+
+
+def test_everything_public_says_what_it_is():
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+            nested = isinstance(node, ast.FunctionDef) and node.col_offset > 4
+            if public and not nested:
+                assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
