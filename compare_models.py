@@ -9,6 +9,7 @@ comparison.html (one file, nothing else needed to read it).
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ SOURCES = {
     "Fine-tuned": ("finetuned_answers.json", "ft_test_trained_model"),
     "RAG": ("rag_answers.json", "rag_model_retriever"),
 }
+SHOWN_CHARS = 140
 METRICS = {
     "rouge_l": ("ROUGE-L", "{:.1f}", "words in the reference's order, 0 to 100; more is closer"),
     "chrf": ("chrF", "{:.1f}", "character sequences shared with the reference, 0 to 100; more is closer"),
@@ -33,9 +35,7 @@ METRICS = {
 
 def run(config: Config) -> Path:
     """Compare the answers and return the path of comparison.html."""
-    paths = {
-        name: artifacts.require(config.run_dir / file, stage, config.preset) for name, (file, stage) in SOURCES.items()
-    }
+    paths = {name: artifacts.require(config.run_dir / file, stage) for name, (file, stage) in SOURCES.items()}
     with artifacts.stage_manifest(config.run_dir, "compare_models", {}, list(paths.values())) as figures:
         comparison = compare({name: questions.load_answers(path) for name, path in paths.items()})
         figures.update(comparison["metrics"])
@@ -59,9 +59,11 @@ def compare(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
     by_title = {name: {entry["title"]: entry for entry in file["answers"]} for name, file in answers.items()}
     first, *others = by_title
     for other in others:
+        again = f"Run {SOURCES[first][1]}.py and {SOURCES[other][1]}.py again, alike."
         if by_title[other].keys() != by_title[first].keys():
-            stages = f"{SOURCES[first][1]}.py and {SOURCES[other][1]}.py"
-            raise artifacts.UserError(f"{first} and {other} answered different titles. Run {stages} again, alike.")
+            raise artifacts.UserError(f"{first} and {other} answered different titles. {again}")
+        if answers[other]["generation"] != answers[first]["generation"]:
+            raise artifacts.UserError(f"{first} and {other} had different --answers settings. {again}")
     rows = []
     for title, entry in by_title[first].items():
         row = {key: entry[key] for key in ("title", "split", "reference")}
@@ -84,7 +86,7 @@ def metric_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def print_comparison(comparison: dict[str, Any]) -> None:
-    """Print the answers and the metrics as tables."""
+    """Print the beginnings of the answers, and the metrics, as tables."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -101,7 +103,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         figures.add_column(name, justify="right")
     for row in comparison["questions"]:
         texts = (row["title"], row["reference"] or f"({row['split']})", *row["answers"].values())
-        answers.add_row(*(Text(text) for text in texts))
+        answers.add_row(*(Text(textwrap.shorten(text, SHOWN_CHARS, placeholder=" …")) for text in texts))
     for row in metric_rows(comparison):
         figures.add_row(row["label"], *row["figures"])
     console.print(answers)
@@ -132,7 +134,7 @@ def markdown_cell(text: str) -> str:
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("compare_models", __doc__, run, "")
+    run_stage("compare_models", __doc__, run, None)
 
 
 if __name__ == "__main__":

@@ -26,20 +26,22 @@ def run(config: Config) -> Path:
     """Train the adapter and return the path of lora_model/."""
     import torch
 
-    data = records.open_processed(config.run_dir, config.preset)
+    data = records.open_processed(config.run_dir)
     log = config.run_dir / "training_log.jsonl"
     settings = {name: getattr(config, name) for name in ("prompt", "model", "lora", "train", "generation", "questions")}
+    check_optimizer(config.train)
     with artifacts.stage_manifest(config.run_dir, "fine_tuning", settings, [data.path]) as metrics:
-        checkpoint = checkpoints.prepare(
-            config.run_dir / "checkpoints", resume_settings(config, data), config.train.resume
-        )
-        base = language_model.load_base(config.model, config.train.max_length)
+        max_length = config.train.max_length + config.generation.max_new_tokens
+        base = language_model.load_base(config.model, max_length, training=True)
         metrics.update(backend=base.backend, device=base.device)
         print_environment(base)
         prompt_format = prompts.make_prompt_format(config.prompt, base.tokenizer)
         train_set, validation_set = build_datasets(config, data, base, prompt_format, metrics)
         tuned = language_model.add_adapter(base, config.lora, config.train.seed, config.train.gradient_checkpointing)
         print_parameters(tuned, metrics)
+        # Only now: a model that cannot be loaded must not cost the checkpoints of the run before.
+        folder = config.run_dir / "checkpoints"
+        checkpoint = checkpoints.prepare(folder, resume_settings(config, data), config.train.resume)
         trainer = make_trainer(config, tuned, train_set, validation_set, log, checkpoint)
         metrics.update(train(trainer, log, checkpoint, has_validation=len(validation_set) > 0))
         print_statistics(metrics)
@@ -48,6 +50,14 @@ def run(config: Config) -> Path:
         with torch.no_grad():
             test_queries(config, data, tuned, prompt_format)
     return folder
+
+
+def check_optimizer(train: TrainConfig) -> None:
+    """Raise a UserError for an optimizer that this machine cannot run."""
+    if train.optimizer != "adamw_torch" and language_model.best_device() != "cuda":
+        raise artifacts.UserError(
+            f"--train.optimizer {train.optimizer} needs an NVIDIA GPU with CUDA. Use --train.optimizer adamw_torch."
+        )
 
 
 def resume_settings(config: Config, data: records.ProcessedData) -> dict[str, Any]:
@@ -66,8 +76,6 @@ def build_datasets(
     metrics: dict[str, Any],
 ) -> tuple[Any, Any]:
     """Draw and tokenize training and validation records; write the training records to trn_processed_dataset.json."""
-    from datasets import Dataset
-
     train = config.train
     drawn = data.sample("train", train.records_wanted, train.seed)
     validation = data.sample("validation", train.validation_size, train.seed)
@@ -77,28 +85,36 @@ def build_datasets(
         for title, content in drawn:
             write({"instruction": prompt_format.instruction, "input": title, "output": content})
 
-    def tokenize(pairs: list[tuple[str, str]], name: str) -> Dataset:
-        examples = [
-            prompts.training_example(prompt_format, base.tokenizer, title, content, train.max_length, train.loss_on)
-            for title, content in pairs
-        ]
-        kept = [example for example in examples if example is not None]
-        cut, dropped = sum(example.cut for example in kept), len(examples) - len(kept)
-        tokens = sum(len(example.input_ids) for example in kept)
-        print(f"  {name:<11}{len(kept):>8,} records {tokens:>11,} tokens; {cut:,} answers cut at "
-              f"{train.max_length} tokens, {dropped:,} dropped because the prompt fills them")  # fmt: skip
-        metrics[f"{name}_records"], metrics[f"{name}_tokens"] = len(kept), tokens
-        metrics[f"{name}_cut"], metrics[f"{name}_dropped"] = cut, dropped
-        columns = {"input_ids": [e.input_ids for e in kept], "labels": [e.labels for e in kept]}
-        return Dataset.from_dict(columns)
-
     print("Dataset (trn_processed_dataset.json holds the training records):")
-    train_set, validation_set = tokenize(drawn, "training"), tokenize(validation, "validation")
+    train_set = tokenize(drawn, "training", base, prompt_format, train, metrics)
+    validation_set = tokenize(validation, "validation", base, prompt_format, train, metrics)
     if len(train_set) == 0:
         raise artifacts.UserError("Every prompt fills --train.max-length. Raise it.")
     first = drawn[0]
     print(f"  instruction: {prompt_format.instruction}\n  input: {first[0]}\n  output: {first[1][:300]}\n")
     return train_set, validation_set
+
+
+def tokenize(
+    pairs: list[tuple[str, str]], name: str, base: language_model.LanguageModel, prompt_format: prompts.PromptFormat,
+    train: TrainConfig, metrics: dict[str, Any],
+) -> Any:  # fmt: skip
+    """Return the dataset of tokenized (title, content) pairs; print and note what was cut and what was dropped."""
+    from datasets import Dataset
+
+    examples = [
+        prompts.training_example(prompt_format, base.tokenizer, title, content, train.max_length, train.loss_on)
+        for title, content in pairs
+    ]
+    kept = [example for example in examples if example is not None]
+    cut, dropped = sum(example.cut for example in kept), len(examples) - len(kept)
+    tokens = sum(len(example.input_ids) for example in kept)
+    print(f"  {name:<11}{len(kept):>8,} records {tokens:>11,} tokens; {cut:,} answers cut at "
+          f"{train.max_length} tokens, {dropped:,} dropped because the prompt fills them")  # fmt: skip
+    metrics[f"{name}_records"], metrics[f"{name}_tokens"] = len(kept), tokens
+    metrics[f"{name}_cut"], metrics[f"{name}_dropped"] = cut, dropped
+    columns = {"input_ids": [e.input_ids for e in kept], "labels": [e.labels for e in kept]}
+    return Dataset.from_dict(columns)
 
 
 def make_trainer(
@@ -124,7 +140,12 @@ def make_trainer(
     transformers.set_seed(config.train.seed)
     trainer = LengthGroupedTrainer(
         model=tuned.model,
-        args=sft_arguments(config.train, config.run_dir / "checkpoints", has_validation=len(validation_set) > 0),
+        args=sft_arguments(
+            config.train,
+            config.run_dir / "checkpoints",
+            has_validation=len(validation_set) > 0,
+            dtype=tuned.model.dtype,
+        ),
         train_dataset=train_set,
         eval_dataset=validation_set if len(validation_set) else None,
         processing_class=tuned.tokenizer,
@@ -134,7 +155,7 @@ def make_trainer(
     return trainer
 
 
-def sft_arguments(train: TrainConfig, folder: Path, has_validation: bool) -> Any:
+def sft_arguments(train: TrainConfig, folder: Path, has_validation: bool, dtype: Any) -> Any:
     """Return TRL's form of the training settings. The records come tokenized, with their labels."""
     import torch
     from trl import SFTConfig
@@ -155,7 +176,8 @@ def sft_arguments(train: TrainConfig, folder: Path, has_validation: bool) -> Any
         max_grad_norm=train.max_grad_norm,
         gradient_checkpointing=train.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        bf16=torch.cuda.is_available(),
+        bf16=torch.cuda.is_available() and dtype == torch.bfloat16,
+        fp16=torch.cuda.is_available() and dtype == torch.float16,
         seed=train.seed,
         logging_steps=train.logging_steps,
         logging_first_step=True,
@@ -180,25 +202,30 @@ def train(trainer: Any, log: Path, checkpoint: Path | None, has_validation: bool
         print("Measuring the validation loss before training …", flush=True)
         before = trainer.evaluate()["eval_loss"]
         print(f"step 0: validation loss {before:.4f}, perplexity {math.exp(min(before, 100)):.2f}")
+    first_step, first_tokens = 0, 0
+    if checkpoint is not None:
+        state = artifacts.read_json(checkpoint / "trainer_state.json")
+        first_step, first_tokens = state["global_step"], state["num_input_tokens_seen"]
     started = time.perf_counter()
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
-    if has_validation and trainer.state.global_step not in validation_losses(log):
+    state = trainer.state
+    session = [line for line in state.log_history if line["step"] > first_step]
+    training_seconds = seconds - sum(line.get("eval_runtime", 0) for line in session)
+    if has_validation and state.global_step not in validation_losses(log):
         trainer.evaluate()
-    history = trainer.state.log_history
-    evaluating = sum(line["eval_runtime"] for line in history if "eval_runtime" in line and line["step"] > 0)
-    step_seconds = max(seconds - evaluating, 1e-9)
     losses = validation_losses(log)
-    steps = trainer.state.global_step - (checkpoints.step_of(checkpoint) if checkpoint else 0)
-    samples = steps * trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
+    steps = state.global_step - first_step
+    samples = min(steps * records_per_step(trainer), state.num_train_epochs * len(trainer.train_dataset))
     figures: dict[str, Any] = {
-        "steps": trainer.state.global_step,
-        "epochs": round(trainer.state.epoch or 0, 3),
+        "steps": state.global_step,
+        "epochs": round(state.epoch or 0, 3),
         "seconds": round(seconds, 1),
-        "samples_per_second": round(samples / step_seconds, 3),
-        "tokens_per_second": round(trainer.state.num_input_tokens_seen / step_seconds, 1),
-        "final_training_loss": next((line["loss"] for line in reversed(history) if "loss" in line), None),
-        "mean_training_loss": round(result.training_loss, 4),
+        "samples_per_second": round(samples / training_seconds, 3),
+        "tokens_per_second": round((state.num_input_tokens_seen - first_tokens) / training_seconds, 1),
+        "final_training_loss": next((line["loss"] for line in reversed(session) if "loss" in line), None),
+        # transformers divides the losses of this session by the steps of all sessions.
+        "mean_training_loss": round(result.training_loss * state.global_step / steps, 4),
         "peak_memory_gib": round(peak_memory_gib(), 2),
     }
     if losses:
@@ -206,6 +233,11 @@ def train(trainer: Any, log: Path, checkpoint: Path | None, has_validation: bool
         figures |= {"validation_loss_before": first, "validation_loss_after": last}
         figures |= {"perplexity_before": math.exp(min(first, 100)), "perplexity_after": math.exp(min(last, 100))}
     return figures
+
+
+def records_per_step(trainer: Any) -> int:
+    """Return the records that go into an optimizer step."""
+    return trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
 
 
 def save_adapter(config: Config, tuned: language_model.LanguageModel, prompt_format: prompts.PromptFormat) -> Path:
@@ -307,7 +339,7 @@ def peak_memory_gib() -> float:
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("fine_tuning", __doc__, run, "python ft_test_trained_model.py")
+    run_stage("fine_tuning", __doc__, run, "ft_test_trained_model")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pipeline.command_line import run_stage
 
 def run(config: Config) -> Path:
     """Answer the questions with the base model and return the path of foundation_answers.json."""
-    data = records.open_processed(config.run_dir, config.preset)
+    data = records.open_processed(config.run_dir)
     settings = {name: getattr(config, name) for name in ("prompt", "model", "answers", "questions")}
     with artifacts.stage_manifest(config.run_dir, "foundation_model", settings, [data.path]) as metrics:
         asked = questions.choose_questions(data, config.questions)
@@ -36,7 +36,7 @@ def run(config: Config) -> Path:
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("foundation_model", __doc__, run, "python fine_tuning.py")
+    run_stage("foundation_model", __doc__, run, "fine_tuning")
 
 
 if __name__ == "__main__":

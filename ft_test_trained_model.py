@@ -20,7 +20,7 @@ from config import Config, GenerationConfig
 from pipeline import artifacts, generation, language_model, prompts, questions, records
 from pipeline.command_line import prompt_lines, run_stage
 from pipeline.generation import Answer
-from pipeline.trained_models import check_base, gguf_path
+from pipeline.trained_models import adapter_folder, gguf_path, merged_folder
 
 Advance = Callable[[int], object]
 
@@ -42,6 +42,8 @@ class TrainedModel:
     """A trained model, whatever runs it."""
 
     name: str
+    backend: str
+    device: str
     prompt_format: prompts.PromptFormat
     generate: Callable[[Sequence[str], GenerationConfig, Advance], list[Answer]]
     stream: Callable[[str, GenerationConfig], Iterator[str]]
@@ -49,16 +51,16 @@ class TrainedModel:
 
 def run(config: Config, options: TestOptions) -> Path | None:
     """Answer with the trained model; return the path of the answers, or None if only the user's titles were asked."""
-    data = records.open_processed(config.run_dir, config.preset)
+    data = records.open_processed(config.run_dir)
     if options.title is not None or options.interactive:
         answer_typed(config, options, data)
         return None
     settings = {"model": config.model, "answers": config.answers, "questions": config.questions}
-    inputs = [data.path, model_path(config, options)]
+    inputs = [data.path, model_path(config, options, data)]
     with artifacts.stage_manifest(config.run_dir, "ft_test_trained_model", settings, inputs) as metrics:
         asked = questions.choose_questions(data, config.questions)
-        trained = load(config, options)
-        metrics.update(model=trained.name)
+        trained = load(config, options, data)
+        metrics.update(model=trained.name, backend=trained.backend, device=trained.device)
         texts = [trained.prompt_format.prompt(question.title) for question in asked]
         entries = questions.ask(
             asked, lambda advance: trained.generate(texts, config.answers, advance), trained.prompt_format
@@ -67,24 +69,24 @@ def run(config: Config, options: TestOptions) -> Path | None:
         return questions.save_answers(path, trained.name, config.answers, entries)
 
 
-def model_path(config: Config, options: TestOptions) -> Path:
+def model_path(config: Config, options: TestOptions, data: records.ProcessedData) -> Path:
     """Return the file or folder of the chosen form, or say which stage makes it."""
     if options.model_form == "adapter":
-        return artifacts.require(config.run_dir / "lora_model", "fine_tuning", config.preset)
-    if options.model_form == "merged":
-        return artifacts.require(config.run_dir / "merged_model", "merge_and_convert", config.preset)
-    return gguf_path(config.run_dir, config.preset)
+        return adapter_folder(config.run_dir, config.model.name, data.path)
+    return merged_folder(config.run_dir) if options.model_form == "merged" else gguf_path(config.run_dir)
 
 
-def load(config: Config, options: TestOptions) -> TrainedModel:
+def load(config: Config, options: TestOptions, data: records.ProcessedData) -> TrainedModel:
     """Load the chosen form of the trained model with the prompt format it was trained with."""
-    path = model_path(config, options)
+    path = model_path(config, options, data)
     if options.model_form == "gguf":
         from pipeline.llama_cpp import GgufModel
 
         gguf, prompt_format = GgufModel(path), prompts.load_prompt_format(path.parent)
         return TrainedModel(
             path.name,
+            "llama.cpp",
+            "cpu",
             prompt_format,
             lambda texts, settings, advance: gguf.generate(prompt_format, texts, settings, advance),
             lambda text, settings: gguf.stream(prompt_format, text, settings),
@@ -93,10 +95,11 @@ def load(config: Config, options: TestOptions) -> TrainedModel:
     if options.model_form == "merged":
         loaded = language_model.load_base(replace(config.model, name=str(path), load_in_4bit=False))
     else:
-        check_base(config.run_dir, config.model.name)
         loaded = language_model.load_adapter(language_model.load_base(config.model), path)
     return TrainedModel(
         loaded.name,
+        loaded.backend,
+        loaded.device,
         prompt_format,
         lambda texts, settings, advance: generation.generate(loaded, prompt_format, texts, settings, advance),
         lambda text, settings: generation.stream(loaded, prompt_format, text, settings),
@@ -105,7 +108,7 @@ def load(config: Config, options: TestOptions) -> TrainedModel:
 
 def answer_typed(config: Config, options: TestOptions, data: records.ProcessedData) -> None:
     """Stream an answer to --title, or to each title that is typed."""
-    trained = load(config, options)
+    trained = load(config, options, data)
     titles = [options.title] if options.title is not None else prompt_lines(trained.prompt_format.title_label)
     for title in titles:
         text = trained.prompt_format.prompt(data.clean(title))
@@ -119,7 +122,7 @@ def answer_typed(config: Config, options: TestOptions, data: records.ProcessedDa
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("ft_test_trained_model", __doc__, run, "python merge_and_convert.py", TestOptions)
+    run_stage("ft_test_trained_model", __doc__, run, "merge_and_convert", TestOptions)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ checking that base + adapter, merged model and GGUF read the same tokens and cho
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from pipeline import (
 )
 from pipeline.command_line import run_stage
 from pipeline.llama_cpp import GgufModel
-from pipeline.trained_models import check_base
+from pipeline.trained_models import adapter_folder
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,14 @@ class Merged:
 
 def run(config: Config) -> Path:
     """Merge, convert, check, and return the path of the GGUF."""
-    adapter = artifacts.require(config.run_dir / "lora_model", "fine_tuning", config.preset)
-    data = records.open_processed(config.run_dir, config.preset)
-    check_base(config.run_dir, config.model.name)
+    data = records.open_processed(config.run_dir)
+    adapter = adapter_folder(config.run_dir, config.model.name, data.path)
     gguf_conversion.converter_script(config.gguf.converter)
     settings = {"model": config.model, "gguf": config.gguf, "generation": config.generation}
     with artifacts.stage_manifest(config.run_dir, "merge_and_convert", settings, [adapter, data.path]) as metrics:
         asked = questions.choose_questions(data, config.questions)[: config.gguf.parity_prompts]
         print("Merging …", flush=True)
-        merged = merge(config, adapter, [question.title for question in asked])
+        merged = merge(config, adapter, [question.title for question in asked], metrics)
         print(f"Converting to {config.gguf.type} …", flush=True)
         target = config.run_dir / (config.gguf.file_name or f"model-{config.gguf.type}.gguf")
         with artifacts.atomic_path(target) as temporary:
@@ -70,20 +70,25 @@ def run(config: Config) -> Path:
         return target
 
 
-def merge(config: Config, adapter: Path, titles: Sequence[str]) -> Merged:
-    """Write merged_model/ and note what base + adapter and the merged model choose after the same texts."""
+def merge(config: Config, adapter: Path, titles: Sequence[str], metrics: dict[str, Any]) -> Merged:
+    """Write merged_model/, unless it chooses other tokens than base + adapter; note what it chooses."""
     prompt_format = prompts.load_prompt_format(adapter)
-    tuned = language_model.load_adapter(language_model.load_in_16_bits(config.model), adapter)
+    base = language_model.load_for_merging(config.model)
+    metrics.update(backend=base.backend, device=base.device, compared_in=str(base.model.dtype))
+    tuned = language_model.load_adapter(base, adapter)
     passages = [answered_passage(tuned, prompt_format, prompt_format.prompt(title), config) for title in titles]
     adapter_choices = [generation.greedy_choices(tuned, p.ids, p.answer_start) for p in passages]
     merged = language_model.merge(tuned)
     merged_choices = [generation.greedy_choices(merged, p.ids, p.answer_start) for p in passages]
+    parity.check_agreement(
+        "base + adapter", adapter_choices, "the merged model", merged_choices, config.gguf.min_agreement
+    )
     greedy = greedy_generation(config)
     first = generation.generate(merged, prompt_format, [passages[0].prompt], greedy)[0].text
     folder = config.run_dir / "merged_model"
     with artifacts.atomic_path(folder) as temporary:
         with language_model.quiet_loading():
-            merged.model.save_pretrained(temporary)
+            language_model.in_16_bits(merged).model.save_pretrained(temporary)
         merged.tokenizer.save_pretrained(temporary)
         gguf_conversion.keep_sentencepiece_model(bundled_models.resolve(config.model.name), temporary)
         gguf_conversion.complete_tokenizer_config(temporary, merged.tokenizer, prompt_format)
@@ -102,21 +107,33 @@ def answered_passage(
 
 def check(config: Config, merged: Merged, gguf_file: Path, metrics: dict[str, Any]) -> None:
     """Load the GGUF in llama.cpp, compare it with the merged model, and print how far they agree."""
-    gguf = GgufModel(gguf_file)
 
     def token_ids(prompt: str) -> list[int]:
         return prompts.prompt_ids(merged.prompt_format, merged.tokenizer, prompt)
 
-    parity.check_tokenization([passage.prompt for passage in merged.passages], token_ids, gguf)
-    measured = parity.measure(merged.passages, merged.adapter_choices, merged.merged_choices, gguf)
-    first = gguf.generate(merged.prompt_format, [merged.passages[0].prompt], greedy_generation(config))[0].text
-    metrics.update(parity.as_metrics(measured), first_answer_identical=first == merged.first_answer)
-    print(f"  tokenization of {measured.passages} prompts             identical")
-    print(f"  next tokens, base + adapter and merged    {measured.adapter_merged:.1%} of {measured.decisions}")
-    print(f"  next tokens, merged and GGUF              {measured.merged_gguf:.1%} of {measured.decisions}")
-    print(f"  first answer, merged and GGUF             {'identical' if first == merged.first_answer else 'different'}")
+    with closing(GgufModel(gguf_file)) as gguf:
+        parity.check_tokenization([passage.prompt for passage in merged.passages], token_ids, gguf)
+        gguf_choices = [gguf.greedy_choices(passage.ids, passage.answer_start) for passage in merged.passages]
+        first = gguf.generate(merged.prompt_format, [merged.passages[0].prompt], greedy_generation(config))[0].text
+    with_adapter = parity.agreement(merged.adapter_choices, merged.merged_choices)
+    with_gguf = parity.agreement(merged.merged_choices, gguf_choices)
+    same = first == merged.first_answer
+    decisions = sum(map(len, gguf_choices))
+    metrics.update(
+        tokenization="identical",
+        parity_decisions=decisions,
+        agreement_adapter_merged=round(with_adapter, 4),
+        agreement_merged_gguf=round(with_gguf, 4),
+        first_answer_identical=same,
+    )
+    print(f"  tokenization of {len(merged.passages)} prompts             identical")
+    print(f"  next tokens, base + adapter and merged    {with_adapter:.1%} of {decisions}")
+    print(f"  next tokens, merged and GGUF              {with_gguf:.1%} of {decisions}")
+    print(f"  first answer, merged and GGUF             {'identical' if same else 'different'}")
     print(f"    merged: {merged.first_answer}\n    GGUF:   {first}")
-    parity.check_agreement(measured, config.gguf.min_agreement)
+    parity.check_agreement(
+        "the merged model", merged.merged_choices, "the GGUF", gguf_choices, config.gguf.min_agreement
+    )
 
 
 def greedy_generation(config: Config) -> GenerationConfig:
@@ -126,7 +143,7 @@ def greedy_generation(config: Config) -> GenerationConfig:
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("merge_and_convert", __doc__, run, "python rag_indexing.py")
+    run_stage("merge_and_convert", __doc__, run, "rag_indexing")
 
 
 if __name__ == "__main__":

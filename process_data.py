@@ -176,7 +176,7 @@ def _hash(text: str) -> int:
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("process_data", __doc__, run, "python foundation_model.py")
+    run_stage("process_data", __doc__, run, "foundation_model")
 
 
 if __name__ == "__main__":

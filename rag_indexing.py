@@ -19,11 +19,13 @@ from pipeline.command_line import run_stage
 
 def run(config: Config) -> Path:
     """Index the records and return the path of chroma/."""
-    data = records.open_processed(config.run_dir, config.preset)
+    data = records.open_processed(config.run_dir)
     count = artifacts.read_manifest(config.run_dir, "process_data")["metrics"]["records_written"]
     folder = config.run_dir / "chroma"
     with artifacts.stage_manifest(config.run_dir, "rag_indexing", {"rag": config.rag}, [data.path]) as metrics:
         embeddings = vector_store.load_embeddings(config.rag)
+        # The collection is changed in place: until it is complete again, no reader may take it for finished.
+        artifacts.manifest_path(config.run_dir, "rag_indexing").unlink(missing_ok=True)
         store = vector_store.open_store(folder, config.rag, embeddings, create=True)
         with tqdm(total=count, desc="Indexing", unit="chunk", dynamic_ncols=True) as bar:
             report = vector_store.index(store, vector_store.chunks(data, config.rag, embeddings), bar.update)
@@ -37,7 +39,7 @@ def run(config: Config) -> Path:
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("rag_indexing", __doc__, run, "python rag_search_vs.py")
+    run_stage("rag_indexing", __doc__, run, "rag_search_vs")
 
 
 if __name__ == "__main__":

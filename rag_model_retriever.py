@@ -15,7 +15,7 @@ from pathlib import Path
 from config import Config
 from pipeline import artifacts, generation, language_model, prompts, questions, records, vector_store
 from pipeline.command_line import run_stage
-from pipeline.trained_models import check_base
+from pipeline.trained_models import adapter_folder
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,27 @@ class RetrieverOptions:
 
 def run(config: Config, options: RetrieverOptions) -> Path | None:
     """Answer with retrieval; return the path of rag_answers.json, or None if only the user's title was asked."""
-    folder = artifacts.require(config.run_dir / "chroma", "rag_indexing", config.preset)
-    data = records.open_processed(config.run_dir, config.preset)
+    data = records.open_processed(config.run_dir)
+    artifacts.require_current(config.run_dir, "rag_indexing", data.path)
     if options.title is not None:
-        answer_titles(config, folder, [questions.Question(data.clean(options.title), "", "")])
+        answer_titles(config, data, [questions.Question(data.clean(options.title), "", "")])
         return None
     settings = {name: getattr(config, name) for name in ("prompt", "model", "answers", "questions", "rag")}
     with artifacts.stage_manifest(config.run_dir, "rag_model_retriever", settings, [data.path]) as metrics:
         asked = questions.choose_questions(data, config.questions)
-        name, entries = answer_titles(config, folder, asked)
-        metrics.update(model=name, answers=len(entries))
+        model, entries = answer_titles(config, data, asked)
+        name = f"{model.name} + retrieval"
+        metrics.update(model=name, backend=model.backend, device=model.device)
         return questions.save_answers(config.run_dir / "rag_answers.json", name, config.answers, entries)
 
 
-def answer_titles(config: Config, folder: Path, asked: list[questions.Question]) -> tuple[str, list[dict]]:
-    """Retrieve, answer and print; return the name of the model and the entries of the answers file."""
-    store = vector_store.open_store(folder, config.rag, vector_store.load_embeddings(config.rag))
-    model, prompt_format = load_language_model(config)
+def answer_titles(
+    config: Config, data: records.ProcessedData, asked: list[questions.Question]
+) -> tuple[language_model.LanguageModel, list[dict]]:
+    """Retrieve, answer and print; return the model and the entries of the answers file."""
+    embeddings = vector_store.load_embeddings(config.rag)
+    store = vector_store.open_store(config.run_dir / "chroma", config.rag, embeddings)
+    model, prompt_format = load_language_model(config, data)
     texts, sources = [], []
     for question in asked:
         hits = vector_store.search(store, question.title, config.rag.k)
@@ -57,17 +61,19 @@ def answer_titles(config: Config, folder: Path, asked: list[questions.Question])
         prompt_format,
         sources,
     )
-    return f"{model.name} + retrieval", entries
+    return model, entries
 
 
-def load_language_model(config: Config) -> tuple[language_model.LanguageModel, prompts.PromptFormat]:
+def load_language_model(
+    config: Config, data: records.ProcessedData
+) -> tuple[language_model.LanguageModel, prompts.PromptFormat]:
     """Load the model that answers, with the prompt format that belongs to it."""
+    max_length = config.rag.max_context_tokens + config.answers.max_new_tokens
     if config.rag.answer_with == "finetuned":
-        adapter = artifacts.require(config.run_dir / "lora_model", "fine_tuning", config.preset)
-        check_base(config.run_dir, config.model.name)
-        prompt_format = prompts.load_prompt_format(adapter)
-        return language_model.load_adapter(language_model.load_base(config.model), adapter), prompt_format
-    base = language_model.load_base(config.model)
+        adapter = adapter_folder(config.run_dir, config.model.name, data.path)
+        base = language_model.load_base(config.model, max_length)
+        return language_model.load_adapter(base, adapter), prompts.load_prompt_format(adapter)
+    base = language_model.load_base(config.model, max_length)
     return base, prompts.make_prompt_format(config.prompt, base.tokenizer)
 
 
@@ -112,7 +118,7 @@ def prompt_with_context(
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("rag_model_retriever", __doc__, run, "python compare_models.py", RetrieverOptions)
+    run_stage("rag_model_retriever", __doc__, run, "compare_models", RetrieverOptions)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ class SearchOptions:
 
 def run(config: Config, options: SearchOptions) -> None:
     """Print what is nearest to the query, or to each query that is typed."""
-    folder = artifacts.require(config.run_dir / "chroma", "rag_indexing", config.preset)
-    data = records.open_processed(config.run_dir, config.preset)
+    data = records.open_processed(config.run_dir)
+    artifacts.require_current(config.run_dir, "rag_indexing", data.path)
     embeddings = vector_store.load_embeddings(config.rag)
-    store = vector_store.open_store(folder, config.rag, embeddings)
+    store = vector_store.open_store(config.run_dir / "chroma", config.rag, embeddings)
     labels = config.prompt.title_label, config.prompt.content_label
     for query in [options.query] if options.query is not None else prompt_lines("Query"):
         print_hits(vector_store.search(store, data.clean(query), config.rag.k), *labels)
@@ -43,7 +43,7 @@ def print_hits(hits: list[vector_store.Hit], title_label: str, content_label: st
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("rag_search_vs", __doc__, run, "", SearchOptions)
+    run_stage("rag_search_vs", __doc__, run, None, SearchOptions)
 
 
 if __name__ == "__main__":

@@ -133,17 +133,18 @@ def usage_error(problem: str) -> None:
 
 def install(extra: list[str]) -> None:
     """Make .venv and install the requirements, unless the same ones are installed already."""
-    requirements = ["requirements-gpu.txt" if has_nvidia_gpu() else "requirements.txt", *extra]
+    gpu = has_nvidia_gpu() and not has_cpu_torch()
+    requirements = ["requirements-gpu.txt" if gpu else "requirements.txt", *extra]
     files = [*requirements, "requirements.txt", "requirements-models.txt", "requirements-converter.txt"]
     wanted = {file: hashlib.sha256((PROJECT_DIR / file).read_bytes()).hexdigest() for file in dict.fromkeys(files)}
     present = json.loads(STAMP.read_text(encoding="utf-8")) if STAMP.exists() else {}
     if PYTHON.exists() and all(present.get(file) == digest for file, digest in wanted.items()):
         return
     started = time.monotonic()
-    if not PYTHON.exists():
+    if not has_pip():
         print(f"Making the environment {VENV} …", flush=True)
         done = subprocess.run([sys.executable, "-m", "venv", str(VENV)])
-        if done.returncode != 0:
+        if done.returncode != 0 or not has_pip():
             sys.exit("run.py: Python could not make a virtual environment (on Debian: apt install python3-venv).")
     print(f"Installing {', '.join(requirements)} (some minutes, once) …", flush=True)
     pip(*[part for file in requirements for part in ("-r", file)])
@@ -154,6 +155,20 @@ def install(extra: list[str]) -> None:
     pip("--no-deps", "--target", str(converter), "-r", "requirements-converter.txt")
     STAMP.write_text(json.dumps({**present, **wanted}, indent=2) + "\n", encoding="utf-8")
     print(f"Installed in {time.monotonic() - started:.0f} s.\n", flush=True)
+
+
+def has_pip() -> bool:
+    """Tell whether the environment is there and complete."""
+    return (
+        PYTHON.exists() and subprocess.run([str(PYTHON), "-m", "pip", "--version"], capture_output=True).returncode == 0
+    )
+
+
+def has_cpu_torch() -> bool:
+    """Tell whether the environment holds a torch that cannot use a GPU; Unsloth beside it breaks transformers."""
+    code = "import importlib.metadata as m; print(m.version('torch'))"
+    found = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True) if PYTHON.exists() else None
+    return found is not None and found.stdout.strip().endswith("+cpu")
 
 
 def pip(*arguments: str) -> None:
@@ -187,7 +202,10 @@ def run_stages(options: argparse.Namespace, settings: dict[str, list[list[str]]]
         done = subprocess.run([str(PYTHON), str(PROJECT_DIR / f"{stage}.py"), *common, *own])
         seconds[stage] = time.monotonic() - started
         if done.returncode != 0:
-            again = subprocess.list2cmdline(["python", "run.py", *sys.argv[1:], "--from", stage])
+            quoted = [f'"{part}"' if " " in part else part for part in sys.argv[1:]]
+            again = " ".join(["python", "run.py", *quoted, "--from", stage])
+            if stage == "fine_tuning":
+                again += " --train.resume" if any((run_dir / "checkpoints").glob("checkpoint-*")) else ""
             problem = f"{stage}.py ended with exit status {done.returncode}. Mend it and go on with\n    {again}"
             print(f"\nrun.py: {problem}", file=sys.stderr)
             sys.exit(done.returncode)

@@ -8,10 +8,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -74,11 +75,26 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({error}). Delete it and run the stage that makes it again.") from error
 
 
-def require(path: Path, stage: str, preset: str) -> Path:
-    """Return `path`, or raise a UserError that names the stage and the command that make it."""
+def command(stage: str, run_dir: Path) -> str:
+    """Return the command that runs a stage on the outputs in run_dir, which is OUTPUT_DIR/PRESET."""
+    parts = ["python", f"{stage}.py"]
+    if run_dir.name != "demo":
+        parts += ["--preset", run_dir.name]
+    if run_dir.parent != Path("outputs"):
+        parts += ["--output-dir", str(run_dir.parent)]
+    return shell_line(parts)
+
+
+def shell_line(parts: Iterable[str]) -> str:
+    """Return a command line with double quotes where they are needed, which every shell of every system reads."""
+    return " ".join(f'"{part}"' if re.search(r"[^\w.,:=/\\+-]", part) else part for part in parts)
+
+
+def require(path: Path, stage: str) -> Path:
+    """Return `path`, a file or folder in the folder of a run, or name the stage and the command that make it."""
     if not path.exists():
-        command = f"python {stage}.py --preset {preset}"
-        raise UserError(f"{path} does not exist yet: {stage}.py makes it. Run `{command}` first.")
+        message = f"{path} does not exist yet: {stage}.py makes it. Run `{command(stage, path.parent)}` first."
+        raise UserError(message)
     return path
 
 
@@ -103,8 +119,17 @@ def read_manifest(run_dir: Path, stage: str) -> dict[str, Any]:
     """Return the manifest of a stage that has been run; if it is missing, the stage did not finish."""
     path = manifest_path(run_dir, stage)
     if not path.exists():
-        raise UserError(f"{stage}.py has not finished here: {path} is missing. Run `python {stage}.py` first.")
+        raise UserError(f"{stage}.py has not finished in {run_dir}. Run `{command(stage, run_dir)}` first.")
     return read_json(path)
+
+
+def require_current(run_dir: Path, stage: str, source: Path) -> dict[str, Any]:
+    """Return the manifest of a stage, or raise a UserError if `source` has changed since the stage read it."""
+    manifest = read_manifest(run_dir, stage)
+    recorded = {Path(name).name: digest for name, digest in manifest["inputs"].items()}
+    if recorded.get(source.name) != file_hash(source):
+        raise UserError(f"{source} has changed since {stage}.py read it. Run `{command(stage, run_dir)}` again.")
+    return manifest
 
 
 def installed_versions() -> dict[str, str]:
@@ -122,18 +147,15 @@ def stage_manifest(
 ) -> Iterator[dict[str, Any]]:
     """Yield a dictionary for the metrics of a stage; when the block ends without an error, write the manifest.
 
-    The manifest of an earlier run is removed at the start, so that one that exists belongs to a finished run.
-    `settings` maps names of sections to their dataclasses; a secret is never in one.
+    A run that fails leaves the manifest of the one before, whose outputs are still there. `settings` maps names of sections to their dataclasses; a secret is never in one.
     """
     started = time.time()
     inputs_hashes = {str(path): file_hash(path) for path in inputs}
-    path = manifest_path(run_dir, stage)
-    path.unlink(missing_ok=True)
     metrics: dict[str, Any] = {}
     yield metrics
     plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in settings.items()}
     write_json(
-        path,
+        manifest_path(run_dir, stage),
         {
             "stage": stage,
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

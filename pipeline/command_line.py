@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,9 +14,13 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from config import PRESETS, STAGES, Config
-from pipeline.artifacts import UserError
+from pipeline.artifacts import UserError, command, shell_line
 
 Options = TypeVar("Options")
+OUT_OF_MEMORY_REMEDY = (
+    "Use a smaller --train.batch-size with more --train.gradient-accumulation-steps, a smaller --train.max-length or "
+    "--answers.batch-size, or --model.load-in-4bit."
+)
 
 
 def chosen_preset(arguments: list[str]) -> str:
@@ -76,7 +79,11 @@ class NoOptions:
 
 
 def run_stage(
-    stage: str, description: str | None, run: Callable[..., Path | None], next_step: str, options: type = NoOptions
+    stage: str,
+    description: str | None,
+    run: Callable[..., Path | None],
+    next_stage: str | None,
+    options: type = NoOptions,
 ) -> None:
     """Be the main() of a stage: parse, print the settings, run, print what was written and what comes next.
 
@@ -89,8 +96,8 @@ def run_stage(
         written = run(config) if options is NoOptions else run(config, own)
         if written is not None:
             print(f"\nWritten: {written}")
-            if next_step:
-                print(f"Next:    {next_step}{repeated_arguments(config)}")
+            if next_stage:
+                print(f"Next:    {next_command(next_stage, config)}")
     except UserError as error:
         print(f"\n{stage}.py: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -100,16 +107,24 @@ def run_stage(
         print(f"\n{stage}.py: {error.filename or 'A file'}: {error.strerror}.", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print(f"\n{stage}.py: interrupted; run it again to go on.", file=sys.stderr)
+        advice = "go on with --train.resume" if stage == "fine_tuning" else "run it again to go on"
+        print(f"\n{stage}.py: interrupted; {advice}.", file=sys.stderr)
         raise SystemExit(130) from None
+    except RuntimeError as error:
+        # torch.OutOfMemoryError, by name, since torch is imported only by the stages that need it.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(f"\n{stage}.py: the GPU has not enough memory. {OUT_OF_MEMORY_REMEDY}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
-def repeated_arguments(config: Config) -> str:
-    """Return the arguments that the next stage needs to find the outputs of this one."""
-    arguments = [] if config.preset == "demo" else ["--preset", config.preset]
-    if config.output_dir != PRESETS[config.preset].output_dir:
-        arguments += ["--output-dir", str(config.output_dir)]
-    return " " + shlex.join(arguments) if arguments else ""
+def next_command(stage: str, config: Config) -> str:
+    """Return the command of the next stage, with what it needs to find the outputs and the model of this one."""
+    line = command(stage, config.run_dir)
+    name = config.model.name
+    if "model" in STAGES[stage] and name != PRESETS[config.preset].model.name:
+        line += " " + shell_line(["--model.name", name])
+    return line
 
 
 def prompt_lines(label: str) -> Iterator[str]:
@@ -136,8 +151,7 @@ def print_settings(stage: str, config: Config) -> None:
 
 def _short(value: object) -> str:
     if isinstance(value, Path):
-        with_home = os.path.relpath(value)
-        return shlex.quote(with_home if not with_home.startswith("..") else str(value))
+        return str(value.relative_to(Path.cwd())) if value.is_relative_to(Path.cwd()) else str(value)
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(map(str, value)) + "]"
     return repr(value) if isinstance(value, str) else str(value)

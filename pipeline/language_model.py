@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Backend = Literal["unsloth", "transformers"]
+SMALL_MODEL = 1_000_000_000  # parameters
 
 
 @dataclass
@@ -62,19 +63,20 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def load_base(config: ModelConfig, max_length: int = 2048) -> LanguageModel:
+def load_base(config: ModelConfig, max_length: int = 2048, training: bool = False) -> LanguageModel:
     """Load the base model and its tokenizer as the settings say.
 
     Args:
         config: which model, which backend, 4 bits or 16.
         max_length: tokens of prompt and answer that Unsloth prepares for; transformers needs no such limit.
+        training: whether the model is to be trained, in 16 bits, or to answer.
     """
     backend = detect_backend(config)
     path = bundled_models.resolve(config.name)
     if config.load_in_4bit and best_device() != "cuda":
         raise UserError(
             "Loading in 4 bits needs an NVIDIA GPU with CUDA, and there is none here. Use --model.no-load-in-4bit, with "
-            "--model.name naming a small 16-bit model, or the preset demo."
+            "--model.name naming a small 16-bit model and --train.optimizer adamw_torch, or the preset demo."
         )
     with helpful_loading_errors(config.name):
         if backend == "unsloth":
@@ -86,11 +88,12 @@ def load_base(config: ModelConfig, max_length: int = 2048) -> LanguageModel:
         else:
             tokenizer = load_tokenizer(path)
             model = _load_with_transformers(path, config.load_in_4bit)
-    return _ready(model, tokenizer, backend, config.name)
+    ready = _ready(model, tokenizer, backend, config.name)
+    return ready if training else for_inference(ready)
 
 
-def load_in_16_bits(config: ModelConfig) -> LanguageModel:
-    """Load the base model for merging: bfloat16 on the CPU, dequantized if its files hold 4-bit weights."""
+def load_for_merging(config: ModelConfig) -> LanguageModel:
+    """Load the base model on the CPU: 16-bit files, dequantized if they hold 4-bit weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -100,7 +103,15 @@ def load_in_16_bits(config: ModelConfig) -> LanguageModel:
         tokenizer = load_tokenizer(path)
     if getattr(model, "is_quantized", False):
         model = model.dequantize()
-    return _ready(model, tokenizer, "transformers", config.name)
+    return for_inference(_ready(model, tokenizer, "transformers", config.name))
+
+
+def in_16_bits(language_model: LanguageModel) -> LanguageModel:
+    """Return the model in bfloat16, the number format of the files."""
+    import torch
+
+    language_model.model.to(torch.bfloat16)
+    return language_model
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -125,17 +136,16 @@ def add_adapter(base: LanguageModel, config: LoraConfig, seed: int, checkpointin
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     torch.manual_seed(seed)
+    layers = {n.rsplit(".", 1)[-1] for n, m in base.model.named_modules() if isinstance(m, torch.nn.Linear)}
+    unknown = [name for name in config.target_modules if name not in layers]
+    if unknown:
+        raise UserError(
+            f"{base.name} has no layer {', '.join(unknown)} (--lora.target-modules). Its linear layers are "
+            f"{', '.join(sorted(layers))}."
+        )
     if getattr(base.model, "is_quantized", False):
         prepare_model_for_kbit_training(base.model, use_gradient_checkpointing=checkpointing)
-    try:
-        model = get_peft_model(base.model, peft_lora_config(config))
-    except ValueError as error:
-        if "target modules" not in str(error).lower():
-            raise
-        layers = sorted({n.rsplit(".", 1)[-1] for n, m in base.model.named_modules() if isinstance(m, torch.nn.Linear)})
-        raise UserError(
-            f"{base.name} has none of the layers in --lora.target-modules. Its linear layers are {', '.join(layers)}."
-        ) from error
+    model = get_peft_model(base.model, peft_lora_config(config))
     return LanguageModel(model, base.tokenizer, base.backend, base.name, base.stop_ids)
 
 
@@ -159,13 +169,18 @@ def load_adapter(base: LanguageModel, folder: Path) -> LanguageModel:
 
 
 def for_inference(language_model: LanguageModel) -> LanguageModel:
-    """Return a model that was trained in this process, ready to answer."""
+    """Return a model ready to answer.
+
+    On the CPU a small model answers in 32 bits, as llama.cpp does, so that its answers and those of its GGUF agree.
+    """
     if language_model.backend == "unsloth":
         from unsloth import FastLanguageModel
 
         FastLanguageModel.for_inference(language_model.model)
     language_model.model.config.use_cache = True
     language_model.model.eval()
+    if language_model.device == "cpu" and language_model.model.num_parameters() < SMALL_MODEL:
+        language_model.model.float()
     return language_model
 
 

@@ -41,6 +41,8 @@ class GgufModel:
         parameters.verbosity = -1
         parameters.warmup = False
         self.path = path
+        # A proxy of the company network must not be asked for an address of this machine.
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
         try:
             self._server = xllamacpp.Server(parameters)
         except RuntimeError as error:
@@ -48,12 +50,18 @@ class GgufModel:
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of a prompt, with BOS where the model has one, control tokens read as such."""
-        body = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
+        return self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
+
+    def close(self) -> None:
+        """Release the file, which Windows does not let go of otherwise."""
+        del self._server
+
+    def _post(self, path: str, values: dict[str, Any]) -> dict[str, Any]:
         request = urllib.request.Request(
-            self._server.listening_address + "/tokenize", body, {"Content-Type": "application/json"}
+            self._server.listening_address + path, json.dumps(values).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return json.load(response)["tokens"]
+        with self._open(request, timeout=60) as response:
+            return json.load(response)
 
     def generate(
         self,
@@ -96,9 +104,9 @@ class GgufModel:
         """Return the likeliest token at each position of ids[start:], given all that stands before it."""
         choices = []
         for position in range(start, len(ids)):
-            request = {"prompt": list(ids[:position]), "n_predict": 1, "temperature": 0.0, "n_probs": 1}
-            result = self._complete(request)
-            choices.append(result["choices"][0]["logprobs"]["content"][0]["id"])
+            # The text of a token that is part of a character is held back, its id is not.
+            request = {"prompt": list(ids[:position]), "n_predict": 1, "temperature": 0.0, "return_tokens": True}
+            choices += self._post("/completion", request)["tokens"]
         return choices
 
     def _complete(self, request: dict[str, Any]) -> dict[str, Any]:

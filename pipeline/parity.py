@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.artifacts import UserError
 from pipeline.llama_cpp import GgufModel
+
+Choices = Sequence[Sequence[int]]
+"""For each passage, the likeliest next token at each position of its answer."""
 
 
 @dataclass(frozen=True)
@@ -17,18 +19,6 @@ class Passage:
     prompt: str
     ids: list[int]
     answer_start: int
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far the three forms of the model agree."""
-
-    passages: int
-    decisions: int
-    adapter_merged: float
-    """Share of next-token decisions that base + adapter and the merged model share."""
-    merged_gguf: float
-    """Share of next-token decisions that the merged model and the GGUF share."""
 
 
 def check_tokenization(prompts: Sequence[str], token_ids: Callable[[str], list[int]], gguf: GgufModel) -> None:
@@ -45,50 +35,18 @@ def check_tokenization(prompts: Sequence[str], token_ids: Callable[[str], list[i
             )
 
 
-def measure(
-    passages: Sequence[Passage], adapter: Sequence[Sequence[int]], merged: Sequence[Sequence[int]], gguf: GgufModel
-) -> Parity:
-    """Compare the next-token decisions at every position of the answers.
-
-    Args:
-        passages: what is read.
-        adapter: for each passage, the decisions of base + adapter.
-        merged: for each passage, the decisions of the merged model.
-        gguf: the converted model, which is asked here.
-    """
-    converted = [gguf.greedy_choices(passage.ids, passage.answer_start) for passage in passages]
-    decisions = sum(map(len, merged))
-    return Parity(
-        len(passages), decisions, _shared(adapter, merged) / decisions, _shared(merged, converted) / decisions
-    )
+def agreement(first: Choices, second: Choices) -> float:
+    """Return the share of next-token decisions that two forms of the model have in common."""
+    pairs = [(a, b) for left, right in zip(first, second, strict=True) for a, b in zip(left, right, strict=True)]
+    return sum(a == b for a, b in pairs) / len(pairs)
 
 
-def check_agreement(parity: Parity, minimum: float) -> None:
-    """Raise a UserError that says which of the three differs, if they agree less than the minimum."""
-    if parity.adapter_merged < minimum:
+def check_agreement(first_name: str, first: Choices, second_name: str, second: Choices, minimum: float) -> None:
+    """Raise a UserError that names the two forms of the model, if they agree less than the minimum."""
+    share = agreement(first, second)
+    if share < minimum:
         raise UserError(
-            f"The merged model differs from base + adapter: they agree on {parity.adapter_merged:.1%} of "
-            f"{parity.decisions} next tokens, and {minimum:.0%} is the least allowed (--gguf.min-agreement). "
-            "Nothing was kept."
+            f"{second_name[0].upper()}{second_name[1:]} differs from {first_name}: they agree on {share:.1%} of the next "
+            f"tokens, and {minimum:.0%} is the least allowed (--gguf.min-agreement). It was not kept. Try --gguf.type f16 "
+            "or a newer converter (--gguf.converter)."
         )
-    if parity.merged_gguf < minimum:
-        raise UserError(
-            f"The GGUF differs from the merged model: they agree on {parity.merged_gguf:.1%} of {parity.decisions} next "
-            f"tokens, and {minimum:.0%} is the least allowed (--gguf.min-agreement). The GGUF was not kept; try "
-            "--gguf.type f16 or a newer converter (--gguf.converter)."
-        )
-
-
-def as_metrics(parity: Parity) -> dict[str, Any]:
-    """Return the figures for the manifest."""
-    return {
-        "parity_prompts": parity.passages,
-        "parity_decisions": parity.decisions,
-        "agreement_adapter_merged": round(parity.adapter_merged, 4),
-        "agreement_merged_gguf": round(parity.merged_gguf, 4),
-        "tokenization": "identical",
-    }
-
-
-def _shared(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> int:
-    return sum(a == b for left, right in zip(first, second, strict=True) for a, b in zip(left, right, strict=True))

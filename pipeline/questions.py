@@ -34,7 +34,7 @@ class Question:
 
 def choose_questions(data: ProcessedData, config: QuestionsConfig) -> list[Question]:
     """Return the example titles and titles of the test split drawn at random, the same for every model."""
-    examples = {normalise_title(title): data.clean(title) for title in config.examples}
+    examples = {normalise_title(data.clean(title)): data.clean(title) for title in config.examples}
     found: dict[str, Question] = {}
     held_out_titles: set[str] = set()
 

@@ -22,7 +22,8 @@ from pipeline.cleaning import CLEANERS, normalise_title
 
 MAX_LINE_BYTES = 8 << 20
 SHOWN_OF_UNREADABLE = 1000  # characters of an unreadable line that are kept
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".pq")
+PARQUET = (".parquet", ".pq")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", *PARQUET)
 
 Split = Literal["train", "validation", "test"]
 Advance = Callable[[int], object]
@@ -82,9 +83,9 @@ class ProcessedData:
         return reservoir_sample(records, size, random.Random(f"{seed}/{split}"))
 
 
-def open_processed(run_dir: Path, preset: str) -> ProcessedData:
+def open_processed(run_dir: Path) -> ProcessedData:
     """Return the cleaned data of a run, or say that process_data.py makes it."""
-    path = require(run_dir / "trn_processed.json", "process_data", preset)
+    path = require(run_dir / "trn_processed.json", "process_data")
     data = read_manifest(run_dir, "process_data")["settings"]["data"]
     return ProcessedData(
         path=path,
@@ -156,7 +157,10 @@ def input_size(path: Path) -> int:
 
 def form(path: Path) -> str:
     """Return the suffix that decides how a file is read, without .gz."""
-    suffix = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
+    compressed = path.suffix.lower() == ".gz"
+    suffix = path.with_suffix("").suffix if compressed else path.suffix
+    if compressed and suffix.lower() in PARQUET:
+        raise UserError(f"{path}: Parquet is compressed inside and not read through gzip. Decompress it first.")
     if suffix.lower() not in SUFFIXES:
         raise UserError(
             f"{path} has none of the endings {', '.join(SUFFIXES)} (and .gz after it). Rename or convert it."
@@ -172,7 +176,7 @@ def read_records(path: Path, advance: Advance = lambda _: None) -> Iterator[RawR
         advance: called with the number of bytes read since the last call; they add up to the size of the file.
     """
     kind = form(path)
-    if kind in (".parquet", ".pq"):
+    if kind in PARQUET:
         yield from _read_parquet(path, advance)
         return
     with path.open("rb", buffering=1 << 20) as stored:
@@ -185,7 +189,7 @@ def read_records(path: Path, advance: Advance = lambda _: None) -> Iterator[RawR
 
 def _text_records(file: io.BufferedReader, path: Path, kind: str) -> Iterator[RawRecord]:
     if kind in (".csv", ".tsv"):
-        return _read_csv(file, "\t" if kind == ".tsv" else ",")
+        return _read_csv(file)
     start = file.peek(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     return _read_json_array(file, path) if start.startswith(b"[") else _read_json_lines(file)
 
@@ -242,7 +246,10 @@ def _read_json_array(file: io.BufferedReader, path: Path) -> Iterator[RawRecord]
         ) from error
 
 
-def _read_csv(file: io.BufferedReader, delimiter: str) -> Iterator[RawRecord]:
+def _read_csv(file: io.BufferedReader) -> Iterator[RawRecord]:
+    # Excel writes ; where the comma is the decimal sign, as in Brazil: the header line tells.
+    header = file.peek(4096).partition(b"\n")[0]
+    delimiter = max(",;\t", key=lambda sign: header.count(sign.encode()))
     csv.field_size_limit(MAX_LINE_BYTES)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.DictReader(text, delimiter=delimiter)
@@ -273,7 +280,7 @@ def _read_parquet(path: Path, advance: Advance) -> Iterator[RawRecord]:
                 number += 1
                 yield _as_record(number, value, None)
             advance(size * len(batch) // rows)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error}).") from error
 
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.artifacts import UserError, read_manifest, require
+from pipeline.artifacts import UserError, command, read_manifest, require, require_current
 
 
-def check_base(run_dir: Path, base: str) -> None:
-    """Raise a UserError if the adapter was trained on another base model than the one asked for now."""
-    trained_on = read_manifest(run_dir, "fine_tuning")["settings"]["model"]["name"]
+def adapter_folder(run_dir: Path, base: str, data: Path) -> Path:
+    """Return lora_model/, or raise a UserError if it was trained on another base model or on other data."""
+    folder = require(run_dir / "lora_model", "fine_tuning")
+    trained_on = require_current(run_dir, "fine_tuning", data)["settings"]["model"]["name"]
     if trained_on != base:
         raise UserError(
             f"The adapter in {run_dir / 'lora_model'} was trained on {trained_on!r}, not on {base!r}. "
-            f"Give --model.name {trained_on}, or run fine_tuning.py with the other base model."
+            f"Give --model.name {trained_on}, or run `{command('fine_tuning', run_dir)}` with the other base model."
         )
+    return folder
 
 
-def gguf_path(run_dir: Path, preset: str) -> Path:
-    """Return the GGUF file of the last merge_and_convert.py."""
-    require(run_dir / "manifests" / "merge_and_convert.json", "merge_and_convert", preset)
+def merged_folder(run_dir: Path) -> Path:
+    """Return merged_model/ of a merge_and_convert.py that has finished."""
+    read_manifest(run_dir, "merge_and_convert")
+    return require(run_dir / "merged_model", "merge_and_convert")
+
+
+def gguf_path(run_dir: Path) -> Path:
+    """Return the GGUF file of the last merge_and_convert.py that has finished."""
     name = read_manifest(run_dir, "merge_and_convert")["metrics"]["gguf_file"]
-    return require(run_dir / name, "merge_and_convert", preset)
+    return require(run_dir / name, "merge_and_convert")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from config import RagConfig
 from pipeline import bundled_models
-from pipeline.artifacts import UserError
+from pipeline.artifacts import UserError, command
 from pipeline.language_model import best_device, quiet_loading
 
 if TYPE_CHECKING:
@@ -33,11 +33,8 @@ class Chunk:
     title: str
     text: str
     """The piece of the content."""
-
-    @property
-    def embedded_text(self) -> str:
-        """What the embedding model reads: the title stands before every piece."""
-        return f"{self.title}\n{self.text}"
+    embedded_text: str
+    """What the embedding model reads: the title, shortened if it is very long, and the piece."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def open_store(folder: Path, config: RagConfig, embeddings: HuggingFaceEmbedding
     client = chromadb.PersistentClient(str(folder), chromadb.Settings(anonymized_telemetry=False))
     existing = {collection.name for collection in client.list_collections()}
     if COLLECTION not in existing and not create:
-        raise UserError(f"{folder} holds no index yet. Run rag_indexing.py first.")
+        raise UserError(f"{folder} holds no index yet. Run `{command('rag_indexing', folder.parent)}` first.")
     store = Chroma(
         COLLECTION,
         embeddings,
@@ -103,7 +100,7 @@ def open_store(folder: Path, config: RagConfig, embeddings: HuggingFaceEmbedding
     if made_with != config.embedding_model:
         raise UserError(
             f"{folder} was indexed with the embedding model {made_with!r}, not with {config.embedding_model!r}. "
-            f"Give --rag.embedding-model {made_with}, or delete {folder} and run rag_indexing.py."
+            f"Give --rag.embedding-model {made_with}, or delete {folder} and run `{command('rag_indexing', folder.parent)}`."
         )
     return store
 
@@ -130,11 +127,11 @@ def chunks(records: Iterable[tuple[str, str]], config: RagConfig, embeddings: Hu
         return len(model.tokenizer(text, add_special_tokens=True, truncation=False, verbose=False)["input_ids"])
 
     for title, content in records:
-        room = size - tokens(title)
+        heading = shortened(title, size // 2, tokens)
+        room = size - tokens(heading)
         if tokens(content) <= room:
             pieces = [content]
         else:
-            room = max(room, size // 2)  # a title that fills the limit is cut by the model, the content is not
             splitter = RecursiveCharacterTextSplitter(
                 chunk_size=room,
                 chunk_overlap=min(config.chunk_overlap_tokens, room // 2),
@@ -144,7 +141,16 @@ def chunks(records: Iterable[tuple[str, str]], config: RagConfig, embeddings: Hu
             )
             pieces = splitter.split_text(content)
         for piece in pieces:
-            yield Chunk(hashlib.sha256(f"{title}\0{piece}".encode()).hexdigest(), title, piece)
+            identity = hashlib.sha256(f"{title}\0{piece}".encode()).hexdigest()
+            yield Chunk(identity, title, piece, f"{heading}\n{piece}")
+
+
+def shortened(text: str, limit: int, tokens: Callable[[str], int]) -> str:
+    """Return text without the words at its end that are over the limit in tokens."""
+    words = text.split(" ")
+    while len(words) > 1 and tokens(" ".join(words)) > limit:
+        words = words[: max(1, len(words) * 9 // 10)]
+    return " ".join(words)
 
 
 def index(store: Chroma, wanted: Iterable[Chunk], advance: Callable[[int], object] = lambda _: None) -> IndexReport:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from config import STAGES
+from config import PRESETS, STAGES
 from pipeline import artifacts
 from pipeline.artifacts import UserError
 
@@ -60,15 +61,32 @@ def test_a_manifest_exists_only_when_its_stage_has_finished(tmp_path):
     assert manifest["metrics"] == {"count": 3}
     assert manifest["inputs"] == {str(source): artifacts.file_hash(source)}
     assert manifest["versions"]["python"]
-    with pytest.raises(Interrupted), artifacts.stage_manifest(tmp_path, "process_data", {}, [source]):
+    with pytest.raises(Interrupted), artifacts.stage_manifest(tmp_path, "process_data", {}, [source]) as metrics:
+        metrics["count"] = 4
         raise Interrupted
+    assert artifacts.read_manifest(tmp_path, "process_data") == manifest
     with pytest.raises(UserError, match="has not finished"):
-        artifacts.read_manifest(tmp_path, "process_data")
+        artifacts.read_manifest(tmp_path, "fine_tuning")
+
+
+def test_an_input_that_changed_since_a_stage_read_it_is_noticed(tmp_path):
+    source = tmp_path / "trn_processed.json"
+    source.write_text("x", encoding="utf-8")
+    with artifacts.stage_manifest(tmp_path, "fine_tuning", {}, [source]):
+        pass
+    artifacts.require_current(tmp_path, "fine_tuning", source)
+    source.write_text("y", encoding="utf-8")
+    with pytest.raises(UserError, match=r"has changed since fine_tuning\.py read it"):
+        artifacts.require_current(tmp_path, "fine_tuning", source)
 
 
 def test_a_missing_input_names_its_producer_and_the_command(tmp_path):
-    with pytest.raises(UserError, match=r"fine_tuning\.py makes it.*python fine_tuning\.py --preset saude-phi3"):
-        artifacts.require(tmp_path / "lora_model", "fine_tuning", "saude-phi3")
+    run_dir = tmp_path / "my outputs" / "saude-phi3"
+    with pytest.raises(UserError, match=r"fine_tuning\.py makes it") as raised:
+        artifacts.require(run_dir / "lora_model", "fine_tuning")
+    command = f'`python fine_tuning.py --preset saude-phi3 --output-dir "{tmp_path / "my outputs"}"`'
+    assert command in str(raised.value)
+    assert artifacts.command("fine_tuning", Path("outputs/demo")) == "python fine_tuning.py"
 
 
 def test_hashes_tell_contents_and_names_apart(tmp_path):
@@ -89,7 +107,10 @@ def test_damaged_json_is_one_sentence(tmp_path):
 
 def test_secrets_never_reach_a_manifest(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret_token_value")
-    with artifacts.stage_manifest(tmp_path, next(iter(STAGES)), {}, []):
+    demo = PRESETS["demo"]
+    settings = {section: getattr(demo, section) for used in STAGES.values() for section in used}
+    with artifacts.stage_manifest(tmp_path, "fine_tuning", settings, []):
         pass
-    text = json.dumps(artifacts.read_manifest(tmp_path, next(iter(STAGES))))
+    text = json.dumps(artifacts.read_manifest(tmp_path, "fine_tuning"))
+    assert demo.model.name in text
     assert "hf_secret_token_value" not in text

@@ -154,5 +154,20 @@ def test_stages_name_sections_of_the_config():
     assert all(section in sections for used in STAGES.values() for section in used)
 
 
-def test_presets_are_named_by_their_key():
-    assert all(replace(preset).preset == name for name, preset in PRESETS.items())
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_trainer_gets_the_settings_of_the_preset(preset, tmp_path):
+    import torch
+
+    from fine_tuning import sft_arguments
+
+    train = PRESETS[preset].train
+    if train.optimizer != "adamw_torch" and not torch.cuda.is_available():
+        train = replace(train, optimizer="adamw_torch")  # transformers asks for bitsandbytes at once
+    arguments = sft_arguments(train, tmp_path, has_validation=True, dtype=torch.bfloat16)
+    assert arguments.learning_rate == train.learning_rate and arguments.weight_decay == train.weight_decay
+    assert arguments.lr_scheduler_type == train.scheduler and arguments.warmup_steps == train.warmup_steps
+    assert arguments.max_grad_norm == train.max_grad_norm and arguments.optim == train.optimizer
+    assert arguments.per_device_train_batch_size == train.batch_size
+    assert arguments.gradient_accumulation_steps == train.gradient_accumulation_steps
+    assert arguments.max_steps == (train.max_steps or -1) and arguments.num_train_epochs == train.epochs
+    assert arguments.seed == train.seed and arguments.gradient_checkpointing == train.gradient_checkpointing

@@ -128,5 +128,5 @@ def test_an_error_while_streaming_reaches_the_caller(smollm2, prompt_format, mon
 
 def test_wrong_target_modules_name_the_right_ones(tiny_model):
     base = language_model.load_base(ModelConfig(name=str(tiny_model("phi3"))))
-    with pytest.raises(UserError, match=r"--lora\.target-modules.*down_proj.*qkv_proj"):
+    with pytest.raises(UserError, match=r"no layer q_proj.*--lora\.target-modules.*down_proj.*qkv_proj"):
         language_model.add_adapter(base, LoraConfig(target_modules=("q_proj",)), seed=1, checkpointing=False)

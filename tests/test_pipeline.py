@@ -33,6 +33,13 @@ MERGED_FILES = {
 }  # fmt: skip
 EXTRA_FILES = {"llama": set(), "phi3": {"chat_template.jinja"}, "mistral": {"chat_template.jinja"}}
 
+RUN_FILES = {
+    "Modelfile", "checkpoints", "chroma", "comparison.html", "comparison.json", "comparison.md", "finetuned_answers.json",
+    "foundation_answers.json", "lora_model", "loss_curve.png", "manifests", "merged_model", "model-f32.gguf",
+    "prompt_format.json", "rag_answers.json", "rejected.jsonl", "training_log.jsonl", "trn_processed.json",
+    "trn_processed_dataset.json",
+}  # fmt: skip
+
 
 def names(folder):
     return {path.name for path in folder.iterdir()}
@@ -72,6 +79,7 @@ def test_the_whole_chain(config, request, capsys):
     prompt = prompt_format.prompt("Mog's Kittens, 28 years — café")
     streamed = "".join(gguf.stream(prompt_format, prompt, config.answers)).strip()
     assert streamed and streamed == gguf.generate(prompt_format, [prompt], config.answers)[0].text
+    gguf.close()
     for form in ("merged", "gguf"):
         asked = ft_test_trained_model.run(config, ft_test_trained_model.TestOptions(model_form=form))
         assert len(json.loads(asked.read_text(encoding="utf-8"))["answers"]) == len(foundation["answers"])
@@ -112,7 +120,7 @@ def test_training_leaves_a_log_a_picture_a_dataset_and_figures(config, capsys):
     assert len(dataset) == 8 and set(dataset[0]) == {"instruction", "input", "output"}
     from pipeline.records import open_processed
 
-    data = open_processed(config.run_dir, config.preset)
+    data = open_processed(config.run_dir)
     assert {data.split_of(record["input"]) for record in dataset} == {"train"}
 
 
@@ -182,6 +190,62 @@ def test_a_gguf_that_tokenizes_otherwise_is_never_kept(config, monkeypatch, miss
     assert not artifacts.manifest_path(config.run_dir, "merge_and_convert").exists()
 
 
+@pytest.mark.parametrize("number_format", ["f16", "bf16", "q8_0"])
+def test_every_number_format_converts(config, number_format):
+    process_data.run(config)
+    fine_tuning.run(config)
+    chosen = replace(config, gguf=replace(config.gguf, type=number_format, file_name="novo_modelo.gguf"))
+    assert merge_and_convert.run(chosen).name == "novo_modelo.gguf"
+    assert "FROM ./novo_modelo.gguf" in (config.run_dir / "Modelfile").read_text(encoding="utf-8")
+
+
+def test_a_merge_that_changes_the_model_is_never_kept(config, monkeypatch):
+    from pipeline import language_model
+
+    process_data.run(config)
+    fine_tuning.run(config)
+    merge = language_model.merge
+
+    def merge_badly(tuned):
+        import torch
+
+        merged = merge(tuned)
+        with torch.no_grad():
+            for weight in merged.model.parameters():
+                weight.copy_(weight.roll(1, 0))
+        return merged
+
+    monkeypatch.setattr(language_model, "merge", merge_badly)
+    with pytest.raises(UserError, match=r"The merged model differs from base \+ adapter"):
+        merge_and_convert.run(config)
+    assert not (config.run_dir / "merged_model").exists()
+
+
+def test_a_run_that_fails_keeps_what_the_run_before_made(config):
+    process_data.run(config)
+    adapter = fine_tuning.run(config)
+    before = artifacts.file_hash(adapter)
+    with pytest.raises(UserError, match="could not be loaded"):
+        fine_tuning.run(replace(config, model=replace(config.model, name="./typo")))
+    assert artifacts.file_hash(adapter) == before and list((config.run_dir / "checkpoints").glob("checkpoint-*"))
+    ft_test_trained_model.run(config, ft_test_trained_model.TestOptions())
+
+
+def test_other_data_makes_adapter_and_index_stale(config):
+    process_data.run(config)
+    fine_tuning.run(config)
+    rag_indexing.run(config)
+    process_data.run(replace(config, data=replace(config.data, min_content_chars=80)))
+    for run in (
+        lambda: ft_test_trained_model.run(config, ft_test_trained_model.TestOptions()),
+        lambda: merge_and_convert.run(config),
+        lambda: rag_search_vs.run(config, rag_search_vs.SearchOptions(query="x")),
+        lambda: rag_model_retriever.run(config, rag_model_retriever.RetrieverOptions()),
+    ):
+        with pytest.raises(UserError, match="has changed since"):
+            run()
+
+
 def test_a_gguf_with_other_weights_is_never_kept(config, monkeypatch):
     from pipeline import gguf_conversion
 
@@ -243,8 +307,13 @@ def test_retrieval_and_comparison(config, capsys):
     assert list(comparison["models"]) == ["Foundation", "Fine-tuned", "RAG"]
     assert len(comparison["questions"]) == 3 and "http" not in page.replace("http-equiv", "")
     assert (config.run_dir / "comparison.md").read_text(encoding="utf-8").count("\n| ") >= 9
+    merge_and_convert.run(config)
+    assert names(config.run_dir) == RUN_FILES
 
     other = replace(config, questions=replace(config.questions, held_out=1))
     foundation_model.run(other)
     with pytest.raises(UserError, match="answered different titles"):
+        compare_models.run(config)
+    foundation_model.run(replace(config, answers=replace(config.answers, max_new_tokens=5)))
+    with pytest.raises(UserError, match="different --answers settings"):
         compare_models.run(config)

@@ -126,7 +126,7 @@ def test_every_record_of_a_title_is_in_one_split(tmp_path):
     process(tmp_path, "saude-phi3", input=path)
     from pipeline.records import open_processed
 
-    data = open_processed(tmp_path / "saude-phi3", "saude-phi3")
+    data = open_processed(tmp_path / "saude-phi3")
     drawn = {split: Counter(t for t, _ in data.sample(split, None, 1)) for split in ("train", "validation", "test")}
     assert sum(sum(titles.values()) for titles in drawn.values()) == 300
     assert not set(drawn["train"]) & (set(drawn["validation"]) | set(drawn["test"]))

@@ -24,7 +24,11 @@ def write_rows(path):
 
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
         return path
-    with gzip.open(path, "wt", encoding="utf-8") if path.suffix == ".gz" else path.open("w", newline="") as file:
+    with (
+        gzip.open(path, "wt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open("w", encoding="utf-8", newline="") as file
+    ):
         if name.endswith((".csv", ".tsv")):
             writer = csv.DictWriter(file, ["title", "content"], delimiter="\t" if name.endswith(".tsv") else ",")
             writer.writeheader()
@@ -83,6 +87,13 @@ def test_an_array_on_one_long_line_is_read(tmp_path):
     assert [record.fields for record in read_records(path)] == rows
 
 
+@pytest.mark.parametrize("sign", [",", ";", "\t"])
+def test_the_header_line_of_a_csv_tells_its_delimiter(tmp_path, sign):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"title{sign}content\na{sign}b\n", encoding="utf-8")
+    assert [record.fields for record in read_records(path)] == [{"title": "a", "content": "b"}]
+
+
 def test_csv_rows_of_another_width_and_of_another_encoding_are_told(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_bytes(b"title,content\na,b\nc\nd,e,f\ng,\xe9\nh,i\n")
@@ -98,6 +109,7 @@ def test_csv_rows_of_another_width_and_of_another_encoding_are_told(tmp_path):
     ("trn.json.gz", b"not gzip", "not a complete gzip file"),
     ("trn.json.gz", gzip.compress(b'{"a": 1}\n' * 9999)[:-20], "not a complete gzip file"),
     ("trn.parquet", b"not parquet", "not a readable Parquet file"),
+    ("trn.parquet.gz", b"x", "Decompress it first"),
 ])  # fmt: skip
 def test_files_that_cannot_be_read_are_one_sentence(tmp_path, name, content, message):
     path = tmp_path / name

@@ -77,11 +77,15 @@ def test_a_missing_embedding_model_is_one_sentence():
 def test_chunks_fit_the_embedding_model_and_lose_no_word(embeddings, chunk_tokens):
     config = RagConfig(chunk_tokens=chunk_tokens, chunk_overlap_tokens=8)
     text = " ".join(f"Sentence number {n} tells about thing {n * 7}." for n in range(200))
-    chunks = list(vector_store.chunks([("A title", text), ("Short", "one")], config, embeddings))
+    long_title = "A title of very many words " * 30
+    records = [(long_title, text), ("A title", text), ("Short", "one")]
+    chunks = list(vector_store.chunks(records, config, embeddings))
     tokenizer = embeddings._client.tokenizer
     lengths = [len(tokenizer(chunk.embedded_text, truncation=False, verbose=False)["input_ids"]) for chunk in chunks]
     assert max(lengths) <= (chunk_tokens or embeddings._client.max_seq_length)
-    assert set(text.split()) <= {word for chunk in chunks for word in chunk.text.split()}
+    for title in (long_title, "A title"):
+        embedded = " ".join(chunk.embedded_text for chunk in chunks if chunk.title == title)
+        assert set(text.split()) <= set(embedded.split())
     assert chunks[-1].text == "one" and len({chunk.id for chunk in chunks}) == len(chunks)
 
 

@@ -114,8 +114,7 @@ def test_every_readme_command_exists(readme, command):
 def test_everything_public_says_what_it_is():
     for path in MODULES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
-            nested = isinstance(node, ast.FunctionDef) and node.col_offset > 4
-            if public and not nested:
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        for node in [*tree.body, *(member for cls in classes for member in cls.body)]:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
