@@ -327,7 +327,7 @@ AMAZON_EXAMPLES = ("Girls Ballet Tutu Neon Blue", "Mog's Kittens", "The Prophet"
 _DEMO = Config(
     preset="demo",
     # Eight bits change the answers of a model this small.
-    gguf=GgufConfig(type="bf16"),
+    gguf=GgufConfig(type="f16"),
     train=TrainConfig(
         max_steps=40, batch_size=4, gradient_accumulation_steps=2, learning_rate=5e-4, max_length=256, eval_steps=20
     ),

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import platform
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from config import Config, TrainConfig
-from pipeline import artifacts, checkpoints, generation, language_model, prompts, questions, records
+from pipeline import artifacts, checkpoints, generation, language_model, prompts, questions, records, training_report
 from pipeline.command_line import run_stage
 
 
@@ -34,17 +31,17 @@ def run(config: Config) -> Path:
         max_length = config.train.max_length + config.generation.max_new_tokens
         base = language_model.load_base(config.model, max_length, training=True)
         metrics.update(backend=base.backend, device=base.device)
-        print_environment(base)
+        training_report.print_environment(base)
         prompt_format = prompts.make_prompt_format(config.prompt, base.tokenizer)
         train_set, validation_set = build_datasets(config, data, base, prompt_format, metrics)
         tuned = language_model.add_adapter(base, config.lora, config.train.seed, config.train.gradient_checkpointing)
-        print_parameters(tuned, metrics)
+        training_report.print_parameters(tuned, metrics)
         # Only now: a model that cannot be loaded must not cost the checkpoints of the run before.
         folder = config.run_dir / "checkpoints"
         checkpoint = checkpoints.prepare(folder, resume_settings(config, data), config.train.resume)
         trainer = make_trainer(config, tuned, train_set, validation_set, log, checkpoint)
         metrics.update(train(trainer, log, checkpoint, has_validation=len(validation_set) > 0))
-        print_statistics(metrics)
+        training_report.print_statistics(metrics)
         draw_curve(config, log)
         folder = save_adapter(config, tuned, prompt_format)
         with torch.no_grad():
@@ -226,7 +223,7 @@ def train(trainer: Any, log: Path, checkpoint: Path | None, has_validation: bool
         "final_training_loss": next((line["loss"] for line in reversed(session) if "loss" in line), None),
         # transformers divides the losses of this session by the steps of all sessions.
         "mean_training_loss": round(result.training_loss * state.global_step / steps, 4),
-        "peak_memory_gib": round(peak_memory_gib(), 2),
+        "peak_memory_gib": round(training_report.peak_memory_gib(), 2),
     }
     if losses:
         first, last = losses[min(losses)], losses[max(losses)]
@@ -276,65 +273,6 @@ def test_queries(
     for piece in generation.stream(tuned, prompt_format, prompt_format.prompt(streamed.title), config.generation):
         print(piece, end="", flush=True)
     print()
-
-
-def print_environment(base: language_model.LanguageModel) -> None:
-    """Print what the training runs on."""
-    import torch
-
-    device = base.device
-    if device.startswith("cuda"):
-        card = torch.cuda.get_device_properties(0)
-        device += f" ({card.name}, {card.total_memory / 2**30:.0f} GiB)"
-    else:
-        device += f" ({torch.get_num_threads()} threads)"
-    versions = artifacts.installed_versions()
-    named = ("torch", "transformers", "trl", "peft", "unsloth")
-    shown = ", ".join(f"{name} {versions[name]}" for name in named if name in versions)
-    print(f"Environment: {platform.system()} {platform.machine()}, Python {platform.python_version()}, {shown}")
-    print(f"Model: {base.name}, {base.backend} backend, {base.model.dtype}, on {device}, {os.cpu_count()} cores\n")
-
-
-def print_parameters(tuned: language_model.LanguageModel, metrics: dict[str, Any]) -> None:
-    """Print how many parameters are trained."""
-    trainable, total = language_model.trainable_parameters(tuned.model)
-    metrics.update(trainable_parameters=trainable, parameters=total)
-    print(f"Trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})\n")
-
-
-def print_statistics(metrics: dict[str, Any]) -> None:
-    """Print the figures of the run as a table."""
-    rows = {
-        "optimizer steps": f"{metrics['steps']:,} ({metrics['epochs']} epochs)",
-        "seconds": f"{metrics['seconds']:,}",
-        "samples/s": f"{metrics['samples_per_second']:,}",
-        "tokens/s": f"{metrics['tokens_per_second']:,}",
-        "final training loss": f"{metrics['final_training_loss']:.4f} (mean {metrics['mean_training_loss']:.4f})",
-        "peak memory": f"{metrics['peak_memory_gib']} GiB",
-    }
-    if "validation_loss_after" in metrics:
-        before, after = metrics["validation_loss_before"], metrics["validation_loss_after"]
-        rows["validation loss"] = f"{before:.4f} → {after:.4f} ({after / before - 1:+.1%})"
-        rows["perplexity"] = f"{metrics['perplexity_before']:.2f} → {metrics['perplexity_after']:.2f}"
-    else:
-        rows["validation loss"] = "not measured: no record is in the validation split"
-    print("\n" + "\n".join(f"{name:<22}{value}" for name, value in rows.items()))
-
-
-def peak_memory_gib() -> float:
-    """Return the most memory used so far: of the GPU if there is one, else of this process."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset / 2**30
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def main() -> None:

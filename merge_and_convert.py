@@ -78,7 +78,8 @@ def merge(config: Config, adapter: Path, titles: Sequence[str], metrics: dict[st
     tuned = language_model.load_adapter(base, adapter)
     passages = [answered_passage(tuned, prompt_format, prompt_format.prompt(title), config) for title in titles]
     adapter_choices = [generation.greedy_choices(tuned, p.ids, p.answer_start) for p in passages]
-    merged = language_model.merge(tuned)
+    # Rounded to the 16 bits of the files: what is compared is what is saved.
+    merged = language_model.for_inference(language_model.in_16_bits(language_model.merge(tuned)))
     merged_choices = [generation.greedy_choices(merged, p.ids, p.answer_start) for p in passages]
     parity.check_agreement(
         "base + adapter", adapter_choices, "the merged model", merged_choices, config.gguf.min_agreement

@@ -79,6 +79,8 @@ def ask(
         entry |= {"tokens": answer.tokens, "ended": answer.ended, "seconds": round(answer.seconds, 4)}
         if sources is not None:
             entry["sources"] = list(sources[index])
+            named = [f"{source['title']} ({source['score']:.2f})" for source in sources[index]]
+            print("Sources: " + ("; ".join(named) or "none"))
         entries.append(entry)
     return entries
 

@@ -300,6 +300,7 @@ def test_retrieval_and_comparison(config, capsys):
     )
     held_out = [answer for answer in rag["answers"] if answer["split"] == "test"]
     assert held_out and all(answer["sources"][0]["title"] == answer["title"] for answer in held_out)
+    assert f"Sources: {held_out[0]['title']} (" in capsys.readouterr().out
     tuned = replace(config, rag=replace(config.rag, answer_with="finetuned"))
     assert rag_model_retriever.run(tuned, rag_model_retriever.RetrieverOptions(title="Tea")) is None
     page = compare_models.run(config).read_text(encoding="utf-8")
