@@ -220,9 +220,9 @@ def train(trainer: Any, log: Path, checkpoint: Path | None, has_validation: bool
         "seconds": round(seconds, 1),
         "samples_per_second": round(samples / training_seconds, 3),
         "tokens_per_second": round((state.num_input_tokens_seen - first_tokens) / training_seconds, 1),
-        "final_training_loss": next((line["loss"] for line in reversed(session) if "loss" in line), None),
+        "final_training_loss": next((line["loss"] for line in reversed(state.log_history) if "loss" in line), math.nan),
         # transformers divides the losses of this session by the steps of all sessions.
-        "mean_training_loss": round(result.training_loss * state.global_step / steps, 4),
+        "mean_training_loss": round(result.training_loss * state.global_step / max(steps, 1), 4),
         "peak_memory_gib": round(training_report.peak_memory_gib(), 2),
     }
     if losses:

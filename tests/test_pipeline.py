@@ -155,6 +155,8 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(config, monkeypat
         for key in ("loss", "validation_loss"):
             assert one.get(key) == pytest.approx(other.get(key), abs=1e-3)
 
+    fine_tuning.run(resumed)  # nothing is left to do
+    assert read_log(config.run_dir / "training_log.jsonl") == again
     other_rank = replace(resumed, lora=replace(config.lora, r=8))
     with pytest.raises(UserError, match=r"other settings or data \(lora\.r\)"):
         fine_tuning.run(other_rank)
