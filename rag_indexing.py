@@ -27,9 +27,8 @@ def run(config: Config) -> Path:
         # The collection is changed in place: until it is complete again, no reader may take it for finished.
         artifacts.manifest_path(config.run_dir, "rag_indexing").unlink(missing_ok=True)
         store = vector_store.open_store(folder, config.rag, embeddings, create=True)
-        with tqdm(total=count, desc="Indexing", unit="chunk", dynamic_ncols=True) as bar:
-            report = vector_store.index(store, vector_store.chunks(data, config.rag, embeddings), bar.update)
-            bar.total = bar.n
+        read = tqdm(data, total=count, desc="Indexing", unit="record", dynamic_ncols=True)
+        report = vector_store.index(store, vector_store.chunks(read, config.rag, embeddings))
         metrics.update(added=report.added, removed=report.removed, unchanged=report.unchanged)
     print(
         f"\nadded {report.added:,}, removed {report.removed:,}, unchanged {report.unchanged:,} chunks of {count:,} records"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 COLLECTION = "records"
 # Chroma's default search width finds 9 of the 10 nearest among 100,000 documents; 400 finds 99 of 100.
 SEARCH_WIDTH = 400
+ADDED_AT_A_TIME = 512
 
 
 @dataclass(frozen=True)
@@ -153,13 +154,12 @@ def shortened(text: str, limit: int, tokens: Callable[[str], int]) -> str:
     return " ".join(words)
 
 
-def index(store: Chroma, wanted: Iterable[Chunk], advance: Callable[[int], object] = lambda _: None) -> IndexReport:
+def index(store: Chroma, wanted: Iterable[Chunk]) -> IndexReport:
     """Bring the collection to hold exactly the wanted chunks; only new ones are embedded.
 
     Args:
         store: the collection.
         wanted: all chunks of the data, one at a time.
-        advance: called with the number of chunks that were dealt with since the last call.
     """
     collection = store._chroma_collection
     largest = store._client.get_max_batch_size()
@@ -176,17 +176,13 @@ def index(store: Chroma, wanted: Iterable[Chunk], advance: Callable[[int], objec
                 ids=list(batch),
             )
             added += len(batch)
-            advance(len(batch))
             batch.clear()
 
     for chunk in wanted:
-        if chunk.id in present or chunk.id in kept:
-            kept.add(chunk.id)
-            advance(1)
-            continue
+        if chunk.id not in present and chunk.id not in kept:
+            batch[chunk.id] = chunk
         kept.add(chunk.id)
-        batch[chunk.id] = chunk
-        if len(batch) == min(largest, 512):
+        if len(batch) == min(largest, ADDED_AT_A_TIME):
             flush()
     flush()
     vanished = sorted(present - kept)
