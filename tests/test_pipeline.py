@@ -266,10 +266,13 @@ def test_a_gguf_with_other_weights_is_never_kept(config, monkeypatch):
         model.save_pretrained(merged)
         convert(merged, target, *rest)
 
+    earlier = merge_and_convert.run(config)
     monkeypatch.setattr(gguf_conversion, "convert", convert_other)
     with pytest.raises(UserError, match="The GGUF differs from the merged model"):
         merge_and_convert.run(config)
-    assert not list(config.run_dir.glob("*.gguf"))
+    assert list(config.run_dir.glob("*.gguf")) == [earlier]
+    with pytest.raises(UserError, match="has not finished"):  # it belongs to another merged model
+        ft_test_trained_model.run(config, ft_test_trained_model.TestOptions(model_form="gguf"))
 
 
 def test_a_converter_that_fails_is_told_with_its_last_words(config, tmp_path):
