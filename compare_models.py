@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
-from pipeline import artifacts, metrics, questions
+from pipeline import artifacts, metrics
 from pipeline.command_line import run_stage
 
 SOURCES = {
@@ -37,7 +37,7 @@ def run(config: Config) -> Path:
     """Compare the answers and return the path of comparison.html."""
     paths = {name: artifacts.require(config.run_dir / file, stage) for name, (file, stage) in SOURCES.items()}
     with artifacts.stage_manifest(config.run_dir, "compare_models", {}, list(paths.values())) as figures:
-        comparison = compare({name: questions.load_answers(path) for name, path in paths.items()})
+        comparison = compare({name: artifacts.read_json(path) for name, path in paths.items()})
         figures.update(comparison["metrics"])
         print_comparison(comparison)
         artifacts.write_json(config.run_dir / "comparison.json", comparison)

@@ -7,7 +7,7 @@ Standard library only. A stage's command line is made from these classes: `--tra
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -426,22 +426,3 @@ def section_fields(section: str) -> set[str]:
     """Names of the settings in a section of Config, as `train` in `--train.max-steps`."""
     default = getattr(PRESETS["demo"], section)
     return {f.name for f in fields(default)}
-
-
-__all__ = [
-    "PRESETS",
-    "PROJECT_DIR",
-    "STAGES",
-    "Config",
-    "DataConfig",
-    "GenerationConfig",
-    "GgufConfig",
-    "LoraConfig",
-    "ModelConfig",
-    "PromptConfig",
-    "QuestionsConfig",
-    "RagConfig",
-    "TrainConfig",
-    "replace",
-    "section_fields",
-]

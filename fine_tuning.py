@@ -40,7 +40,8 @@ def run(config: Config) -> Path:
         folder = config.run_dir / "checkpoints"
         checkpoint = checkpoints.prepare(folder, resume_settings(config, data), config.train.resume)
         trainer = make_trainer(config, tuned, train_set, validation_set, log, checkpoint)
-        metrics.update(train(trainer, log, checkpoint, has_validation=len(validation_set) > 0))
+        has_validation = len(validation_set) > 0
+        metrics.update(train(trainer, config.train.records_per_step, log, checkpoint, has_validation))
         training_report.print_statistics(metrics)
         draw_curve(config, log)
         folder = save_adapter(config, tuned, prompt_format)
@@ -191,7 +192,9 @@ def sft_arguments(train: TrainConfig, folder: Path, has_validation: bool, dtype:
     )
 
 
-def train(trainer: Any, log: Path, checkpoint: Path | None, has_validation: bool) -> dict[str, Any]:
+def train(
+    trainer: Any, records_per_step: int, log: Path, checkpoint: Path | None, has_validation: bool
+) -> dict[str, Any]:
     """Evaluate, train, evaluate, and return the figures of the run."""
     from pipeline.training_log import validation_losses
 
@@ -213,7 +216,7 @@ def train(trainer: Any, log: Path, checkpoint: Path | None, has_validation: bool
         trainer.evaluate()
     losses = validation_losses(log)
     steps = state.global_step - first_step
-    samples = min(steps * records_per_step(trainer), state.num_train_epochs * len(trainer.train_dataset))
+    samples = min(steps * records_per_step, state.num_train_epochs * len(trainer.train_dataset))
     figures: dict[str, Any] = {
         "steps": state.global_step,
         "epochs": round(state.epoch or 0, 3),
@@ -230,11 +233,6 @@ def train(trainer: Any, log: Path, checkpoint: Path | None, has_validation: bool
         figures |= {"validation_loss_before": first, "validation_loss_after": last}
         figures |= {"perplexity_before": math.exp(min(first, 100)), "perplexity_after": math.exp(min(last, 100))}
     return figures
-
-
-def records_per_step(trainer: Any) -> int:
-    """Return the records that go into an optimizer step."""
-    return trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
 
 
 def save_adapter(config: Config, tuned: language_model.LanguageModel, prompt_format: prompts.PromptFormat) -> Path:

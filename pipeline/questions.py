@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from config import GenerationConfig, QuestionsConfig
-from pipeline.artifacts import UserError, read_json, write_json
+from pipeline.artifacts import UserError, write_json
 from pipeline.cleaning import normalise_title
 from pipeline.generation import Answer
 from pipeline.prompts import PromptFormat
@@ -89,8 +89,3 @@ def save_answers(path: Path, model: str, generation: GenerationConfig, entries: 
     """Write the answers of one model."""
     settings = dataclasses.asdict(generation)
     return write_json(path, {"model": model, "generation": settings, "answers": entries})
-
-
-def load_answers(path: Path) -> dict[str, Any]:
-    """Read the answers of one model."""
-    return read_json(path)
