@@ -50,17 +50,21 @@ class DataConfig:
     write_content_as: str = "description"
     """Key of the content or answer in trn_processed.json."""
     min_content_chars: int = 40
-    """Records with a shorter content, in characters after cleaning, are rejected."""
-    cleaning: Literal["default", "legacy"] = "default"
-    """default keeps the meaning; legacy deletes every character but letters, digits and spaces, as the original did."""
+    """Records with a shorter content, in characters before or after cleaning, are rejected."""
+    cleaning: Literal["default", "light", "legacy"] = "default"
+    """default keeps the meaning; light keeps line breaks and spaces too; legacy deletes every character but letters,
+    digits and spaces, as the original did."""
     deduplicate: bool = True
     """Reject a record whose cleaned title and content were seen before."""
     validation_fraction: float = 0.05
     """Share of the titles held out to measure the loss during training."""
     test_fraction: float = 0.05
     """Share of the titles held out for the questions that all models answer."""
+    processes: int | None = None
+    """Processes that clean; None takes one a core, up to 8, where the input is large enough to gain from it."""
 
     def __post_init__(self) -> None:
+        _require_positive("data", self, "processes")
         _require_at_least_zero("data", self, "min_content_chars", "validation_fraction", "test_fraction")
         held_out = self.validation_fraction + self.test_fraction
         _require(held_out < 1, "data.validation_fraction + data.test_fraction", "less than 1", held_out)
@@ -69,6 +73,12 @@ class DataConfig:
             "data.write_title_as",
             "different from data.write_content_as",
             self.write_title_as,
+        )
+        _require(
+            self.read_title_from != self.read_content_from,
+            "data.read_title_from",
+            "different from data.read_content_from",
+            self.read_title_from,
         )
 
 

@@ -74,14 +74,16 @@ def build_datasets(
     metrics: dict[str, Any],
 ) -> tuple[Any, Any]:
     """Draw and tokenize training and validation records; write the training records to trn_processed_dataset.json."""
+    import msgspec
+
     train = config.train
     drawn = data.sample("train", train.records_wanted, train.seed)
     validation = data.sample("validation", train.validation_size, train.seed)
     if not drawn:
         raise artifacts.UserError(f"No record of {data.path} is in the training split. Bring more data.")
-    with records.record_writer(config.run_dir / "trn_processed_dataset.json") as write:
+    with records.array_writer(config.run_dir / "trn_processed_dataset.json") as write:
         for title, content in drawn:
-            write({"instruction": prompt_format.instruction, "input": title, "output": content})
+            write(msgspec.json.encode({"instruction": prompt_format.instruction, "input": title, "output": content}))
 
     print("Dataset (trn_processed_dataset.json holds the training records):")
     train_set = tokenize(drawn, "training", base, prompt_format, train, metrics)

@@ -8,66 +8,61 @@ array with one record a line), rejected.jsonl (what could not be read, and why) 
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from tqdm import tqdm
 
 from config import Config, DataConfig
-from pipeline import artifacts, records
-from pipeline.cleaning import CLEANERS, rejection
+from pipeline import artifacts, readers
+from pipeline.block_cleaning import BlockSummary, clean_blocks
 from pipeline.command_line import run_stage
+from pipeline.duplicates import DistinctCount, SeenHashes
+from pipeline.readers import Unreadable
+from pipeline.records import SPLITS
 
 REASONS = ("empty title", "empty content", "too short", "duplicate", "unreadable")
 MEMORISATION_SHARE = 0.5  # above this share of repeated pairs, a model learns them by heart
+WORTH_PROCESSES = 16 << 20  # bytes of input from which starting processes pays
+MOST_PROCESSES = 8  # what one process can merge
 
 
 def run(config: Config) -> Path:
     """Clean the records of config.data.input into trn_processed.json and return its path."""
-    source, target = config.data.input, config.run_dir / "trn_processed.json"
-    total = records.input_size(source)
-    with artifacts.stage_manifest(config.run_dir, "process_data", {"data": config.data}, [source]) as metrics:
+    source, target, data = config.data.input, config.run_dir / "trn_processed.json", config.data
+    size = readers.input_size(source)
+    with artifacts.stage_manifest(config.run_dir, "process_data", {"data": data}, [source]) as metrics:
         with (
-            records.record_writer(target) as write,
+            artifacts.atomic_path(target) as temporary,
             artifacts.atomic_write(config.run_dir / "rejected.jsonl", "wb") as rejected,
-            tqdm(total=total, unit="B", unit_scale=True, desc="Cleaning", dynamic_ncols=True) as bar,
+            tqdm(total=size, unit="B", unit_scale=True, desc="Cleaning", dynamic_ncols=True) as bar,
         ):
-            census = clean_records(records.read_records(source, bar.update), config.data, write, rejected)
-            check_any_record(source, config.data, census)
+            census, lines = Census(data, size), readers.LineCounter(source)
+
+            def note(block: BlockSummary) -> list[int]:
+                bar.update(block.stored_bytes)
+                for unreadable in block.unreadable:
+                    number = lines.before(block.start) + unreadable.number
+                    census.reject_unreadable(unreadable._replace(number=number), rejected)
+                return census.add(block)
+
+            temporary.touch()
+            blocks = readers.blocks(source, data.read_title_from, data.read_content_from)
+            clean_blocks(blocks, data, temporary, data.processes or default_processes(size), note)
+            check_any_record(source, data, census)
         metrics.update(census.as_metrics())
-    print_census(census, config.data)
+    print_census(census, data)
     return target
 
 
-def clean_records(source: Any, data: DataConfig, write: Any, rejected: Any) -> Census:
-    """Clean every record of `source`; pass the good ones to `write`, note unreadable ones in the file `rejected`."""
-    import orjson
-
-    cleaner = CLEANERS[data.cleaning]
-    census = Census()
-    for record in source:
-        census.records += 1
-        if record.fields is None:
-            census.reject("unreadable", f"record {record.number}: {record.problem}")
-            note = {"line": record.number, "problem": record.problem, "raw": record.raw}
-            rejected.write(orjson.dumps(note) + b"\n")
-            continue
-        census.keys.update(record.fields)
-        title = cleaner(_text(record.fields.get(data.read_title_from)))
-        content = cleaner(_text(record.fields.get(data.read_content_from)))
-        reason = rejection(title, content, data.min_content_chars)
-        if reason is None and census.seen_before(title, content) and data.deduplicate:
-            reason = "duplicate"
-        if reason:
-            census.reject(reason)
-            continue
-        census.written += 1
-        write({data.write_title_as: title, data.write_content_as: content})
-        census.splits[records.split_of(title, data.validation_fraction, data.test_fraction)] += 1
-    return census
+def default_processes(size: int) -> int:
+    """Return how many processes clean an input of so many bytes."""
+    if size < WORTH_PROCESSES:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_PROCESSES)
 
 
 def check_any_record(source: Path, data: DataConfig, census: Census) -> None:
@@ -79,75 +74,100 @@ def check_any_record(source: Path, data: DataConfig, census: Census) -> None:
     if census.rejected["unreadable"] == census.records:
         raise artifacts.UserError(f"{source}: not one record could be read; {census.first_problem}.")
     wanted = {data.read_title_from: "--data.read-title-from", data.read_content_from: "--data.read-content-from"}
+    names = readers.field_names(source)
     for key, option in wanted.items():
-        if key not in census.keys:
-            found = ", ".join(sorted(map(str, census.keys))[:12])
+        if key not in names:
+            found = ", ".join(names[:12])
             raise artifacts.UserError(
                 f"{source}: no record has a field {key!r}; it has {found}. Name it with {option}."
             )
-    counts = ", ".join(f"{count} {reason}" for reason, count in census.rejected.items())
+    counts = ", ".join(f"{count} {reason}" for reason, count in census.rejected.items() if count)
     raise artifacts.UserError(f"{source}: all {census.records} records were rejected ({counts}).")
 
 
 def print_census(census: Census, data: DataConfig) -> None:
     """Print how many records were kept, why others were not, and how much of the data repeats."""
     width = max(len(f"{census.records:,}"), 7)
-    print(f"\n{'records read':<22}{census.records:>{width},}")
+
+    def line(name: str, count: int, about: bool = False) -> None:
+        print(f"{name:<22}{count:>{width},}{' (about)' if about else ''}")
+
+    print()
+    line("records read", census.records)
     for reason in REASONS:
-        print(f"  {'- ' + reason:<20}{census.rejected[reason]:>{width},}")
-    print(f"{'records written':<22}{census.written:>{width},}")
-    for split in ("train", "validation", "test"):
-        print(f"  {'of them ' + split:<20}{census.splits[split]:>{width},}")
-    repeated = census.complete - len(census.contents)
-    print(f"{'distinct titles':<22}{len(census.titles):>{width},}")
-    print(f"{'distinct contents':<22}{len(census.contents):>{width},}")
-    print(f"{'contents that repeat':<22}{repeated:>{width},}")
+        line(f"  - {reason}", census.rejected[reason])
+    line("records written", census.written)
+    for split in SPLITS:
+        line(f"  of them {split}", census.splits[split])
+    titles, contents, pairs = census.titles, census.contents, census.pairs
+    line("distinct titles", titles.distinct, not titles.exact)
+    line("distinct contents", contents.distinct, not contents.exact)
+    line("contents that repeat", contents.total - contents.distinct, not contents.exact)
     if census.rejected["unreadable"]:
         print("Unreadable records are listed in rejected.jsonl; the first is " + census.first_problem + ".")
-    pairs = len(census.pairs)
-    if pairs < MEMORISATION_SHARE * census.complete:
+    if pairs.distinct < MEMORISATION_SHARE * pairs.total:
         print(
-            f"\nWarning: these {census.complete:,} records hold only {pairs:,} distinct pairs. A model trained on them "
-            "learns them by heart, and held-out records measure nothing that is new."
+            f"\nWarning: these {pairs.total:,} records hold only {pairs.distinct:,} distinct pairs. A model trained on "
+            "them learns them by heart, and held-out records measure nothing that is new."
         )
         if not data.deduplicate:
-            print(f"They are kept as they are; --data.deduplicate leaves {pairs:,}.")
+            print(f"They are kept as they are; --data.deduplicate leaves {pairs.distinct:,}.")
     for split, setting in (("validation", "validation-fraction"), ("test", "test-fraction")):
         if not census.splits[split]:
             print(f"\nWarning: no record is in the {split} split. Raise --data.{setting} or bring more data.")
 
 
-@dataclass
 class Census:
-    """Counts of what was read, written and rejected; hashes tell what repeats."""
+    """Counts of what was read, written and rejected, and of what repeats."""
 
-    records: int = 0
-    written: int = 0
-    complete: int = 0
-    """Records that had a title and enough content, duplicates included."""
-    rejected: Counter[str] = field(default_factory=Counter)
-    splits: Counter[str] = field(default_factory=Counter)
-    first_problem: str = ""
-    keys: set[str] = field(default_factory=set)
-    titles: set[int] = field(default_factory=set)
-    contents: set[int] = field(default_factory=set)
-    pairs: set[int] = field(default_factory=set)
+    def __init__(self, data: DataConfig, input_size: int) -> None:
+        """Make a census of an input of so many bytes."""
+        self.written = 0
+        self.rejected: Counter[str] = Counter()
+        self._splits: Counter[int] = Counter()
+        self.first_problem = ""
+        self.titles, self.contents, self.pairs = DistinctCount(), DistinctCount(), DistinctCount()
+        self._input_size = input_size
+        self._deduplicate = data.deduplicate
+        self._seen: SeenHashes | None = None
 
-    def reject(self, reason: str, problem: str = "") -> None:
-        """Count a rejected record."""
-        self.rejected[reason] += 1
-        self.first_problem = self.first_problem or problem
+    @property
+    def records(self) -> int:
+        """Records read."""
+        return self.written + self.rejected.total()
 
-    def seen_before(self, title: str, content: str) -> bool:
-        """Note a complete record and tell whether the same pair was noted before."""
-        self.complete += 1
-        title_hash, content_hash = _hash(title), _hash(content)
-        pair = hash((title_hash, content_hash))
-        self.titles.add(title_hash)
-        self.contents.add(content_hash)
-        known = pair in self.pairs
-        self.pairs.add(pair)
-        return known
+    def add(self, block: BlockSummary) -> list[int]:
+        """Count a block and return the positions of records that were seen before, if duplicates are to go."""
+        self.rejected.update(block.rejected)
+        self.titles.add(block.titles)
+        self.contents.add(block.contents)
+        self.pairs.add(block.records)
+        repeated = self._seen_before(block) if self._deduplicate else []
+        self.rejected["duplicate"] += len(repeated)
+        self.written += len(block.records) - len(repeated)
+        self._splits.update(block.splits)
+        self._splits.subtract(block.splits[position] for position in repeated)
+        return repeated
+
+    def reject_unreadable(self, unreadable: Unreadable, file: IO[bytes]) -> None:
+        """Count what could not be read and note it in rejected.jsonl."""
+        import msgspec
+
+        self.rejected["unreadable"] += 1
+        self.first_problem = self.first_problem or f"record {unreadable.number}: {unreadable.problem}"
+        note = {"line": unreadable.number, "problem": unreadable.problem, "raw": unreadable.raw}
+        file.write(msgspec.json.encode(note) + b"\n")
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Records written, by split."""
+        return {split: self._splits[position] for position, split in enumerate(SPLITS)}
+
+    def _seen_before(self, block: BlockSummary) -> list[int]:
+        if self._seen is None and block.records:
+            blocks = self._input_size / max(block.stored_bytes, 1)
+            self._seen = SeenHashes(expected=int(blocks * len(block.records)))
+        return self._seen.add(block.records) if self._seen is not None else []
 
     def as_metrics(self) -> dict[str, object]:
         """Return the counts for the manifest."""
@@ -155,23 +175,11 @@ class Census:
             "records_read": self.records,
             "records_written": self.written,
             "rejected": {reason: self.rejected[reason] for reason in REASONS},
-            "splits": dict(self.splits),
-            "distinct_titles": len(self.titles),
-            "distinct_contents": len(self.contents),
-            "distinct_pairs": len(self.pairs),
+            "splits": self.splits,
+            "distinct_titles": self.titles.distinct,
+            "distinct_contents": self.contents.distinct,
+            "distinct_pairs": self.pairs.distinct,
         }
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (list, tuple)):
-        return " ".join(_text(item) for item in value)
-    return value if isinstance(value, str) else str(value)
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def main() -> None:

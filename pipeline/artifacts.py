@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -99,8 +98,13 @@ def require(path: Path, stage: str) -> Path:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the names and contents of the files in a folder, in hexadecimal."""
-    digest = hashlib.sha256()
+    """Return a hash of a file, or of the names and contents of the files in a folder, that tells whether it changed.
+
+    XXH3 of 128 bits, in hexadecimal: twelve times as fast as SHA-256, which counts where files have gigabytes.
+    """
+    import xxhash
+
+    digest = xxhash.xxh3_128()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
         digest.update(file.relative_to(path).as_posix().encode())

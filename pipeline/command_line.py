@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import tyro
-
 from config import PRESETS, STAGES, Config
 from pipeline.artifacts import UserError, command, shell_line
 
@@ -48,6 +46,8 @@ def parse(stage: str, description: str, options: type[Options], arguments: list[
         options: dataclass of the options that only this stage has.
         arguments: the command line without the program's name.
     """
+    import tyro  # here, so that the processes of process_data.py do without
+
     preset = PRESETS[chosen_preset(arguments)]
     preset_argument = tyro.conf.arg(help=f"One of {', '.join(PRESETS)}.", metavar="NAME")
     path_argument = tyro.conf.arg(help="Folder of all outputs; this preset writes to a folder of its name in it.")

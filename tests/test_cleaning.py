@@ -59,7 +59,7 @@ def test_clean_never_fails_and_leaves_no_stray_white_space(text):
 
 
 @pytest.mark.parametrize(("one", "other"), [
-    ("Mog's Kittens", "mogs  KITTENS".replace("mogs", "mog s")), ("A&amp;B (2)", "a b 2"), ("Café", "CAFE\u0301"),
+    ("Mog's Kittens", "mogs  KITTENS".replace("mogs", "mog s")), ("A&B (2)", "a b 2"), ("Café", "CAFE\u0301"),
 ])  # fmt: skip
 def test_titles_that_are_the_same_title(one, other):
     assert normalise_title(one) == normalise_title(other)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 
+import psutil
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 import process_data
 from config import PRESETS, PROJECT_DIR
-from pipeline import artifacts
+from pipeline import artifacts, readers
 from pipeline.artifacts import UserError
 
 SHARED = PROJECT_DIR.parent / "shared" / "data"
@@ -130,3 +142,106 @@ def test_every_record_of_a_title_is_in_one_split(tmp_path):
     drawn = {split: Counter(t for t, _ in data.sample(split, None, 1)) for split in ("train", "validation", "test")}
     assert sum(sum(titles.values()) for titles in drawn.values()) == 300
     assert not set(drawn["train"]) & (set(drawn["validation"]) | set(drawn["test"]))
+
+
+NOISE = ("plain", "caf&eacute; &amp; more", "<p>one</p>", "two  blanks", "a\nb", "naïve", "")
+
+
+def dump(path, records):
+    rng = random.Random(1)
+    with path.open("wb") as file:
+        for number in range(records):
+            if number % 97 == 0:
+                file.write(b"{broken\n")
+            if number % 40:
+                title = f"Title {rng.randrange(records)}"
+                content = " ".join(rng.choice(NOISE) for _ in range(rng.randrange(30)))
+            else:
+                title, content = f"Repeated {number % 400}", "the same " * 9
+            row = {"title": title, "content": [content] if number % 50 == 0 else content, "extra": number}
+            file.write(json.dumps(row).encode() + b"\n" * (1 + (number % 31 == 0)))
+    return path
+
+
+def outputs(folder):
+    return [(folder / "demo" / name).read_bytes() for name in ("trn_processed.json", "rejected.jsonl")]
+
+
+@pytest.mark.parametrize("cleaning", ["default", "light", "legacy"])
+def test_several_processes_and_small_blocks_write_the_same_as_one_process(tmp_path, monkeypatch, cleaning):
+    source = dump(tmp_path / "trn.jsonl", 6000)
+    _, one = process(tmp_path / "one", input=source, cleaning=cleaning, processes=1)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 20_000)
+    _, two = process(tmp_path / "two", input=source, cleaning=cleaning, processes=2)
+    assert one == two and one["records_read"] == balance(one) == 6000 + 62
+    assert one["rejected"]["duplicate"] > 50 and one["rejected"]["unreadable"] == 62
+    assert outputs(tmp_path / "one") == outputs(tmp_path / "two")
+
+
+def test_every_form_of_a_file_gives_the_same_result(tmp_path):
+    source = dump(tmp_path / "trn.jsonl", 2000)
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines() if line.startswith('{"')]
+    rows = [{"title": row["title"], "content": "".join(row["content"])} for row in rows]
+    (tmp_path / "array.json").write_text(json.dumps(rows), encoding="utf-8")
+    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["title", "content"])
+        writer.writeheader()
+        writer.writerows(rows)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    (tmp_path / "trn.jsonl.gz").write_bytes(gzip.compress(source.read_bytes()))
+    expected, _ = process(tmp_path, input=source)
+    for name in ("array.json", "rows.csv", "rows.parquet", "trn.jsonl.gz"):
+        assert process(tmp_path, input=tmp_path / name, processes=2)[0] == expected, name
+
+
+def test_a_process_that_fails_or_is_killed_leaves_one_sentence_and_nothing_else(tmp_path, monkeypatch):
+    source = dump(tmp_path / "trn.jsonl", 6000)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 20_000)
+    add = process_data.Census.add
+
+    def kill_a_process(census, block):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        return add(census, block)
+
+    monkeypatch.setattr(process_data.Census, "add", kill_a_process)
+    with pytest.raises(UserError, match="was killed"):
+        process(tmp_path, input=source, processes=2)
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == []
+    assert not multiprocessing.active_children()
+
+
+def test_processes_end_when_the_program_is_killed(tmp_path):
+    source = dump(tmp_path / "trn.jsonl", 60_000)
+    command = [sys.executable, "process_data.py", "--data.input", str(source), "--data.processes", "2"]
+    program = subprocess.Popen(
+        [*command, "--output-dir", str(tmp_path)], cwd=PROJECT_DIR, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    children = []
+    while len(children) < 2 and program.poll() is None:
+        children = [c for c in psutil.Process(program.pid).children() if "spawn_main" in " ".join(c.cmdline())]
+        time.sleep(0.01)
+    assert len(children) == 2
+    program.kill()
+    program.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    assert not (tmp_path / "demo" / "trn_processed.json").exists()
+
+
+@pytest.mark.parametrize("value", [["a" * 30, ["b" * 30]], 10**45, 1e300, {"a": "b" * 60}])
+def test_contents_that_are_not_strings_are_text_all_the_same(tmp_path, value):
+    path = tmp_path / "trn.jsonl"
+    path.write_text(json.dumps({"title": "t", "content": value}), encoding="utf-8")
+    records, _ = process(tmp_path, input=path, min_content_chars=3)
+    assert records[0]["description"] in ("a" * 30 + " " + "b" * 30, str(value))
+
+
+@pytest.mark.parametrize("value", ["[" * 900 + "]" * 900, "9" * 5000, "null"])
+def test_contents_without_a_text_are_rejected(tmp_path, value):
+    path = tmp_path / "trn.jsonl"
+    good = json.dumps({"title": "t", "content": "c" * 50})
+    path.write_text(f'{good}\n{{"title": "t", "content": {value}}}\n', encoding="utf-8")
+    _, metrics = process(tmp_path, input=path)
+    assert metrics["records_written"] == 1
+    assert metrics["rejected"]["empty content"] + metrics["rejected"]["unreadable"] == 1

@@ -1,0 +1,338 @@
+"""Read any input in blocks: parts that fit in memory, keep the order of the file and can be read by another process."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import gzip
+import io
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.artifacts import UserError
+
+BLOCK_BYTES = 1 << 19
+BLOCK_ROWS = 1024
+MAX_LINE_BYTES = 8 << 20
+TOO_LONG = f"line longer than {MAX_LINE_BYTES >> 20} MiB"
+SHOWN_OF_UNREADABLE = 1000  # characters of an unreadable line that are kept
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PARQUET = (".parquet", ".pq")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", *PARQUET)
+
+
+Rows = Iterator["dict[str, Any] | Unreadable"]
+
+
+class Record(NamedTuple):
+    """A record of the input, as it was found there."""
+
+    title: object
+    content: object
+
+
+class Unreadable(NamedTuple):
+    """A line or row that holds no record."""
+
+    number: int
+    """Line of a text file, or position in an array or table, from 1; in a block of lines, from its start."""
+    problem: str
+    raw: str = ""
+    """Its beginning."""
+
+
+class Contents(NamedTuple):
+    """What a block holds."""
+
+    records: list[Record]
+    unreadable: list[Unreadable]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the input: lines of a file, lines that were decompressed, or records that were parsed already."""
+
+    path: Path
+    stored_bytes: int
+    """How much of the file it takes."""
+    start: int = 0
+    """Where its lines begin in the file or in what was decompressed; their numbers count from there."""
+    length: int = 0
+    """Bytes of its lines; 0 if it has parsed records."""
+    lines: bytes | None = None
+    """Its lines, if they cannot be read from the file."""
+    parsed: tuple[Record | Unreadable, ...] = ()
+
+    def read(self, title_key: str, content_key: str) -> Contents:
+        """Return what the block holds."""
+        if not self.length:
+            records = [item for item in self.parsed if isinstance(item, Record)]
+            return Contents(records, [item for item in self.parsed if isinstance(item, Unreadable)])
+        lines = self.lines
+        if lines is None:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                lines = file.read(self.length)
+        if self.start == 0:
+            lines = lines.removeprefix(BYTE_ORDER_MARK)
+        return _parse_lines(lines, title_key, content_key)
+
+
+def input_size(path: Path) -> int:
+    """Return the size of the input in bytes, after checking that there is something to read."""
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist. Name your file with --data.input; data/README.md says where dumps are."
+        )
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name a file with --data.input.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty.")
+    form(path)
+    return path.stat().st_size
+
+
+def form(path: Path) -> str:
+    """Return the suffix that decides how a file is read, without .gz."""
+    compressed = path.suffix.lower() == ".gz"
+    suffix = path.with_suffix("").suffix if compressed else path.suffix
+    if compressed and suffix.lower() in PARQUET:
+        raise UserError(f"{path}: Parquet is compressed inside and not read through gzip. Decompress it first.")
+    if suffix.lower() not in SUFFIXES:
+        raise UserError(
+            f"{path} has none of the endings {', '.join(SUFFIXES)} (and .gz after it). Rename or convert it."
+        )
+    return suffix.lower()
+
+
+def blocks(path: Path, title_key: str, content_key: str) -> Iterator[Block]:
+    """Yield the blocks of a file in order; their stored_bytes add up to its size.
+
+    Args:
+        path: JSON Lines, JSON array, CSV, TSV or Parquet, plain or gzip; the ending says which.
+        title_key: name of the field or column that holds the title.
+        content_key: name of the field or column that holds the content.
+    """
+    size, keys = path.stat().st_size, (title_key, content_key)
+    if form(path) in PARQUET:
+        total, rows = _parquet_rows(path, list(keys))
+        yield from _parsed_blocks(rows, path, keys, lambda number: size * number // total)
+        return
+    with path.open("rb") as stored:
+        file = _decompressed(stored)
+        try:
+            if _is_json_lines(path, file):
+                yield from _line_blocks(path, file, stored)
+            else:
+                yield from _parsed_blocks(_text_rows(path, file), path, keys, lambda _: stored.tell())
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(f"{path} is not a complete gzip file ({error}). Download or compress it again.") from error
+
+
+def field_names(path: Path, examined: int = 1000) -> list[str]:
+    """Return the names of the fields that the first records have."""
+
+    def names(rows: Rows) -> list[str]:
+        return sorted({name for row in itertools.islice(rows, examined) if isinstance(row, dict) for name in row})
+
+    if form(path) in PARQUET:
+        return names(_parquet_rows(path, None)[1])
+    with path.open("rb") as stored:
+        file = _decompressed(stored)
+        return names(_json_rows(file) if _is_json_lines(path, file) else _text_rows(path, file))
+
+
+class LineCounter:
+    """Tells how many lines are before a place of a file, for places in ascending order.
+
+    Only a file with unreadable lines pays for this second reading.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Count the lines of this file, which is closed when the counter is forgotten."""
+        self._file = _decompressed(path.open("rb"))
+        self._lines = 0
+
+    def before(self, place: int) -> int:
+        """Return the number of lines that end before this byte of the file, decompressed."""
+        while missing := place - self._file.tell():
+            self._lines += self._file.read(min(missing, BLOCK_BYTES)).count(b"\n")
+        return self._lines
+
+
+def _decompressed(stored: io.BufferedReader) -> io.BufferedReader:
+    compressed = stored.name.lower().endswith(".gz")
+    return io.BufferedReader(gzip.GzipFile(fileobj=stored), BLOCK_BYTES) if compressed else stored
+
+
+def _is_json_lines(path: Path, file: io.BufferedReader) -> bool:
+    beginning = file.peek(64).removeprefix(BYTE_ORDER_MARK).lstrip()
+    return form(path) not in (".csv", ".tsv") and not beginning.startswith(b"[")
+
+
+def _line_blocks(path: Path, file: io.BufferedReader, stored: io.BufferedReader) -> Iterator[Block]:
+    start = reported = 0
+
+    def newly_read() -> int:
+        nonlocal reported
+        before, reported = reported, stored.tell()
+        return reported - before
+
+    while lines := file.read(BLOCK_BYTES):
+        if not lines.endswith(b"\n"):
+            lines += file.readline(MAX_LINE_BYTES)
+        long_line = b""
+        if not lines.endswith(b"\n") and file.peek(1):
+            whole = lines.rfind(b"\n") + 1
+            lines, long_line = lines[:whole], lines[whole:]
+        if lines:
+            yield Block(path, newly_read(), start, len(lines), None if file is stored else lines)
+        if long_line:
+            while (rest := file.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            problem = Unreadable(1, TOO_LONG, _shown(long_line))
+            yield Block(path, newly_read(), start + len(lines), parsed=(problem,))
+        start = file.tell()
+
+
+@functools.cache
+def _line_decoder(title_key: str, content_key: str) -> Any:
+    import msgspec
+
+    fields = [("title", object, None), ("content", object, None)]
+    names = {"title": title_key, "content": content_key}
+    return msgspec.json.Decoder(msgspec.defstruct("Line", fields, rename=names, gc=False))
+
+
+def _parse_lines(lines: bytes, title_key: str, content_key: str) -> Contents:
+    import msgspec
+
+    decoder = _line_decoder(title_key, content_key)
+    if len(lines) <= MAX_LINE_BYTES:
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return Contents(decoder.decode_lines(lines), [])
+    records: list[Any] = []
+    unreadable: list[Unreadable] = []
+    for number, line in enumerate(lines.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(TOO_LONG)
+            records.append(decoder.decode(line))
+        except UnicodeDecodeError:
+            unreadable.append(Unreadable(number, "invalid UTF-8", _shown(line)))
+        except RecursionError:
+            unreadable.append(Unreadable(number, "nested too deeply", _shown(line)))
+        except ValueError as error:  # msgspec's errors too
+            problem = str(error).replace("JSON is malformed", "not JSON")
+            unreadable.append(Unreadable(number, problem, _shown(line)))
+    return Contents(records, unreadable)
+
+
+def _parsed_blocks(
+    rows: Rows, path: Path, keys: tuple[str, str], position_after: Callable[[int], int]
+) -> Iterator[Block]:
+    reported = number = 0
+    while chunk := list(itertools.islice(rows, BLOCK_ROWS)):
+        parsed = tuple(row if isinstance(row, Unreadable) else Record(*map(row.get, keys)) for row in chunk)
+        number += len(chunk)
+        position = position_after(number)
+        yield Block(path, position - reported, parsed=parsed)
+        reported = position
+    yield Block(path, path.stat().st_size - reported)
+
+
+def _json_rows(file: io.BufferedReader) -> Rows:
+    while line := file.readline(MAX_LINE_BYTES):
+        with contextlib.suppress(ValueError, RecursionError):
+            yield json.loads(line)
+
+
+def _text_rows(path: Path, file: io.BufferedReader) -> Rows:
+    return _csv_rows(file) if form(path) in (".csv", ".tsv") else _json_array_rows(path, file)
+
+
+def _json_array_rows(path: Path, file: io.BufferedReader) -> Rows:
+    import ijson
+
+    if file.peek(3).startswith(BYTE_ORDER_MARK):
+        file.read(3)
+    number = 0
+    try:
+        for value in ijson.items(file, "item", use_float=True):
+            number += 1
+            if isinstance(value, dict):
+                yield value
+            else:
+                yield Unreadable(number, f"{type(value).__name__} instead of an object", _shown(str(value)))
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} is a JSON array that breaks off after record {number} ({reason}). Repair it."
+        ) from error
+
+
+def _csv_rows(file: io.BufferedReader) -> Rows:
+    # Excel writes ; where the comma is the decimal sign, as in Brazil: the header line tells.
+    header = file.peek(4096).partition(b"\n")[0]
+    delimiter = max(",;\t", key=lambda sign: header.count(sign.encode()))
+    csv.field_size_limit(MAX_LINE_BYTES)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.DictReader(text, delimiter=delimiter)
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            text.detach()  # or the end of `text` would close the file
+            return
+        except csv.Error as error:
+            yield Unreadable(reader.line_num, f"not CSV: {error}")
+            continue
+        extra = row.pop(None, None)  # type: ignore[call-overload]
+        if extra is not None or None in row.values():
+            yield Unreadable(reader.line_num, "another number of columns than the header", _shown(str(row)))
+        elif not all(map(_is_utf8, row.values())):
+            yield Unreadable(reader.line_num, "invalid UTF-8", _shown(str(row)))
+        else:
+            yield row
+
+
+def _parquet_rows(path: Path, columns: list[str] | None) -> tuple[int, Rows]:
+    import pyarrow
+    import pyarrow.parquet
+
+    def rows() -> Rows:
+        try:
+            for batch in file.iter_batches(BLOCK_ROWS, columns=columns):
+                yield from batch.to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise unreadable(error) from error
+
+    def unreadable(error: Exception) -> UserError:
+        return UserError(f"{path} is not a readable Parquet file ({error}).")
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise unreadable(error) from error
+    return max(file.metadata.num_rows, 1), rows()
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(raw: bytes | str) -> str:
+    text = raw[: 4 * SHOWN_OF_UNREADABLE].decode("utf-8", "replace") if isinstance(raw, bytes) else raw
+    return text[:SHOWN_OF_UNREADABLE].encode("utf-8", "replace").decode().rstrip("\n")
