@@ -277,8 +277,16 @@ class RagConfig:
     """Tokens per indexed piece of text; None takes the limit of the embedding model."""
     chunk_overlap_tokens: int = 20
     """Tokens that a piece repeats from the one before it."""
-    embedding_batch_size: int = 32
-    """Pieces embedded at a time."""
+    embedding_precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the embedding model; auto takes bfloat16 where the processor multiplies it faster."""
+    embedding_backend: Literal["torch", "openvino"] = "torch"
+    """What runs the embedding model; openvino is for processors of Intel and needs packages of its own (README.md)."""
+    embedding_batch_tokens: int | None = None
+    """Tokens embedded at a time, on each device; None takes 4,096 on a CPU and 65,536 on a GPU."""
+    chroma_host: str | None = None
+    """HOST:PORT of a Chroma server that holds the index; None keeps it in the folder of the run."""
+    collection: str | None = None
+    """Name of the collection; None takes the name of the preset."""
     k: int = 3
     """Pieces retrieved for a query."""
     answer_with: Literal["foundation", "finetuned"] = "foundation"
@@ -287,7 +295,7 @@ class RagConfig:
     """Tokens of prompt and retrieved texts together; the answer's tokens come on top."""
 
     def __post_init__(self) -> None:
-        _require_positive("rag", self, "embedding_batch_size", "k", "max_context_tokens")
+        _require_positive("rag", self, "embedding_batch_tokens", "k", "max_context_tokens")
         _require_at_least_zero("rag", self, "chunk_overlap_tokens")
         if self.chunk_tokens is not None:
             enough = self.chunk_tokens > self.chunk_overlap_tokens

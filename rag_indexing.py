@@ -1,7 +1,7 @@
 """Stage 6: index the cleaned records for retrieval.
 
-Reads trn_processed.json. Writes chroma/, a Chroma collection on disk. Run again, it embeds only what is new or changed
-and removes what has vanished.
+Reads trn_processed.json. Writes chroma/, a Chroma collection on disk, or fills one of a server (--rag.chroma-host). Run
+again, after an interruption too, it embeds only what is new or changed and removes what has vanished.
 
     python rag_indexing.py
 """
@@ -9,31 +9,65 @@ and removes what has vanished.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from config import Config
-from pipeline import artifacts, records, vector_store
+from pipeline import artifacts, chunking, embedding, records, vector_store
 from pipeline.command_line import run_stage
+
+if TYPE_CHECKING:
+    from langchain_huggingface import HuggingFaceEmbeddings
 
 
 def run(config: Config) -> Path:
     """Index the records and return the path of chroma/."""
     data = records.open_processed(config.run_dir)
     count = artifacts.read_manifest(config.run_dir, "process_data")["metrics"]["records_written"]
-    folder = config.run_dir / "chroma"
-    with artifacts.stage_manifest(config.run_dir, "rag_indexing", {"rag": config.rag}, [data.path]) as metrics:
-        embeddings = vector_store.load_embeddings(config.rag)
+    folder, rag = config.run_dir / "chroma", config.rag
+    with artifacts.stage_manifest(config.run_dir, "rag_indexing", {"rag": rag}, [data.path]) as metrics:
+        load = Loader(config, metrics)
+        size = size_of_last_run(config) or chunking.chunk_size(rag, load())
         # The collection is changed in place: until it is complete again, no reader may take it for finished.
         artifacts.manifest_path(config.run_dir, "rag_indexing").unlink(missing_ok=True)
-        store = vector_store.open_store(folder, config.rag, embeddings, create=True)
-        read = tqdm(data, total=count, desc="Indexing", unit="record", dynamic_ncols=True)
-        report = vector_store.index(store, vector_store.chunks(read, config.rag, embeddings))
-        metrics.update(added=report.added, removed=report.removed, unchanged=report.unchanged)
+        store = vector_store.open_store(folder, rag, create=True)
+        with tqdm(total=count, desc="Indexing", unit="record", dynamic_ncols=True) as bar:
+            report = vector_store.index(store, data, size, rag, load, bar.update)
+        metrics.update(added=report.added, removed=report.removed, unchanged=report.unchanged, chunk_tokens=size.tokens)
     print(
         f"\nadded {report.added:,}, removed {report.removed:,}, unchanged {report.unchanged:,} chunks of {count:,} records"
     )
     return folder
+
+
+def size_of_last_run(config: Config) -> chunking.ChunkSize | None:
+    """Return the size of the chunks, if a finished run tells it; then the embedding model may not be needed at all."""
+    if not artifacts.manifest_path(config.run_dir, "rag_indexing").exists():
+        return None
+    last = artifacts.read_manifest(config.run_dir, "rag_indexing")
+    names = ("embedding_model", "chunk_tokens", "chunk_overlap_tokens")
+    tokens = last["metrics"].get("chunk_tokens")
+    if tokens is None or any(last["settings"]["rag"][name] != getattr(config.rag, name) for name in names):
+        return None
+    return chunking.ChunkSize(tokens, config.rag.chunk_overlap_tokens)
+
+
+class Loader:
+    """Loads the embedding model when it is first called for."""
+
+    def __init__(self, config: Config, metrics: dict[str, Any]) -> None:
+        """Note in `metrics` what runs the model."""
+        self._config, self._metrics = config.rag, metrics
+        self._embeddings: HuggingFaceEmbeddings | None = None
+
+    def __call__(self) -> HuggingFaceEmbeddings:
+        """Return the embedding model."""
+        if self._embeddings is None:
+            self._embeddings = embedding.load_embeddings(self._config)
+            self._metrics.update(embedding.runs_on(self._embeddings))
+            print(f"Embedding with {self._config.embedding_model}: " + ", ".join(self._metrics.values()))
+        return self._embeddings
 
 
 def main() -> None:

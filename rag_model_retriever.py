@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import Config
-from pipeline import artifacts, generation, language_model, prompts, questions, records, vector_store
+from pipeline import artifacts, embedding, generation, language_model, prompts, questions, records, vector_store
 from pipeline.command_line import run_stage
 from pipeline.trained_models import adapter_folder
 
@@ -46,7 +46,7 @@ def answer_titles(
     config: Config, data: records.ProcessedData, asked: list[questions.Question]
 ) -> tuple[language_model.LanguageModel, list[dict]]:
     """Retrieve, answer and print; return the model and the entries of the answers file."""
-    embeddings = vector_store.load_embeddings(config.rag)
+    embeddings = embedding.load_embeddings(config.rag)
     store = vector_store.open_store(config.run_dir / "chroma", config.rag, embeddings)
     model, prompt_format = load_language_model(config, data)
     texts, sources = [], []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from config import Config
-from pipeline import artifacts, records, vector_store
+from pipeline import artifacts, embedding, records, vector_store
 from pipeline.command_line import prompt_lines, run_stage
 
 
@@ -26,7 +26,7 @@ def run(config: Config, options: SearchOptions) -> None:
     """Print what is nearest to the query, or to each query that is typed."""
     data = records.open_processed(config.run_dir)
     artifacts.require_current(config.run_dir, "rag_indexing", data.path)
-    embeddings = vector_store.load_embeddings(config.rag)
+    embeddings = embedding.load_embeddings(config.rag)
     store = vector_store.open_store(config.run_dir / "chroma", config.rag, embeddings)
     labels = config.prompt.title_label, config.prompt.content_label
     for query in [options.query] if options.query is not None else prompt_lines("Query"):

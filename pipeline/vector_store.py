@@ -1,41 +1,48 @@
-"""Embed, index and search records in Chroma, through LangChain.
+"""Index and search records in Chroma, embedded or on a server.
 
-An id is a hash of what is indexed, so indexing again adds nothing; a changed record gets new ids and its old ones go.
+The id of a piece begins with a hash of its record, so indexing again embeds only what is new or was not finished.
 """
 
 from __future__ import annotations
 
-import hashlib
+import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from config import RagConfig
-from pipeline import bundled_models
 from pipeline.artifacts import UserError, command
-from pipeline.language_model import best_device, quiet_loading
+from pipeline.chunking import Chunk, ChunkSize, chunks, record_id
+from pipeline.embedding import document_encoder
 
 if TYPE_CHECKING:
+    import numpy
+    from chromadb.api import ClientAPI
+    from chromadb.api.models.Collection import Collection
     from langchain_chroma import Chroma
     from langchain_huggingface import HuggingFaceEmbeddings
 
-COLLECTION = "records"
 # Chroma's default search width finds 9 of the 10 nearest among 100,000 documents; 400 finds 99 of 100.
 SEARCH_WIDTH = 400
-ADDED_AT_A_TIME = 512
+BUILD_WIDTH = 200
+SORTED_AT_A_TIME = 8192  # pieces among which those of similar length are embedded together
+SECONDS_BETWEEN_ADDS = 30.0  # what an interruption costs at most
+IDS_AT_A_TIME = 50_000
+BYTES_OF_REQUEST = 16 << 20  # below the limit of a Chroma server
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """A piece of a record, small enough for the embedding model."""
+class VectorStore:
+    """A collection of Chroma."""
 
-    id: str
-    title: str
-    text: str
-    """The piece of the content."""
-    embedded_text: str
-    """What the embedding model reads: the title, shortened if it is very long, and the piece."""
+    collection: Collection
+    most_added: int
+    """Pieces that it takes at a time."""
+    langchain: Chroma
+    """The same for LangChain: titles are its documents, contents the metadata `text`."""
 
 
 @dataclass(frozen=True)
@@ -50,156 +57,252 @@ class Hit:
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What indexing changed."""
+    """What indexing changed, in pieces."""
 
     added: int
     removed: int
     unchanged: int
 
 
-def load_embeddings(config: RagConfig) -> HuggingFaceEmbeddings:
-    """Load the embedding model."""
-    from langchain_huggingface import HuggingFaceEmbeddings
+def open_store(
+    folder: Path, config: RagConfig, embeddings: HuggingFaceEmbeddings | None = None, create: bool = False
+) -> VectorStore:
+    """Open the collection of a run, or make it.
 
-    path = bundled_models.resolve(config.embedding_model)
-    try:
-        with quiet_loading():
-            return HuggingFaceEmbeddings(
-                model_name=path,
-                model_kwargs={"device": best_device()},
-                encode_kwargs={"normalize_embeddings": True, "batch_size": config.embedding_batch_size},
-            )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+    Args:
+        folder: outputs/PRESET/chroma; the collection is named after the preset, here and on a server.
+        config: says whether a server holds the collection.
+        embeddings: what queries are embedded with; needed to search.
+        create: make the collection if there is none.
+
+    Raises:
+        UserError: the collection was made with another embedding model or from another folder, or there is none.
+    """
+    from langchain_chroma import Chroma
+
+    client = connect(folder, config)
+    name = config.collection or folder.parent.name
+    index_command = command("rag_indexing", folder.parent)
+    if name not in {collection.name for collection in client.list_collections()} and not create:
+        raise UserError(f"{config.chroma_host or folder} holds no index {name!r} yet. Run `{index_command}` first.")
+    made_for = {"embedding_model": config.embedding_model}
+    if config.chroma_host:
+        made_for["folder"] = str(folder.parent.resolve())
+    langchain = Chroma(
+        name,
+        embeddings,
+        client=client,
+        collection_metadata=made_for,
+        collection_configuration={
+            "hnsw": {"space": "cosine", "ef_search": SEARCH_WIDTH, "ef_construction": BUILD_WIDTH}
+        },
+    )
+    collection = client.get_collection(name, embedding_function=None)
+    found = collection.metadata or {}
+    if found.get("embedding_model") != config.embedding_model:
         raise UserError(
-            f"The embedding model {config.embedding_model!r} could not be loaded: {reason} Check --rag.embedding-model."
+            f"{config.chroma_host or folder} was indexed with the embedding model {found.get('embedding_model')!r}, not "
+            f"with {config.embedding_model!r}. Give --rag.embedding-model {found.get('embedding_model')}, or delete the "
+            f"index and run `{index_command}`."
+        )
+    if found.get("folder") != made_for.get("folder"):
+        raise UserError(
+            f"The collection {name!r} on {config.chroma_host} holds the records of {found.get('folder')}. "
+            "Name another with --rag.collection, or delete it."
+        )
+    return VectorStore(collection, client.get_max_batch_size(), langchain)
+
+
+def connect(folder: Path, config: RagConfig) -> ClientAPI:
+    """Return a client of the Chroma server, or of the folder if there is none."""
+    import chromadb
+
+    settings = chromadb.Settings(anonymized_telemetry=False)
+    if config.chroma_host is None:
+        return chromadb.PersistentClient(str(folder), settings)
+    host, _, port = config.chroma_host.partition(":")
+    try:
+        return chromadb.HttpClient(host, int(port or 8000), settings=settings)
+    except ValueError as error:
+        raise UserError(
+            f"No Chroma server answers at {config.chroma_host}. Start one with `chroma run --path FOLDER --port PORT`, or "
+            "leave --rag.chroma-host out."
         ) from error
 
 
-def open_store(folder: Path, config: RagConfig, embeddings: HuggingFaceEmbeddings, create: bool = False) -> Chroma:
-    """Open the collection on disk, or make it.
+def index(
+    store: VectorStore,
+    records: Iterable[tuple[str, str]],
+    size: ChunkSize,
+    config: RagConfig,
+    load_embeddings: Callable[[], HuggingFaceEmbeddings],
+    advance: Callable[[int], object] = lambda _: None,
+) -> IndexReport:
+    """Bring the collection to hold exactly the records; only new ones are embedded.
 
-    Raises:
-        UserError: the collection was made with another embedding model or metric, or there is none.
-    """
-    import chromadb
-    from langchain_chroma import Chroma
-
-    client = chromadb.PersistentClient(str(folder), chromadb.Settings(anonymized_telemetry=False))
-    existing = {collection.name for collection in client.list_collections()}
-    if COLLECTION not in existing and not create:
-        raise UserError(f"{folder} holds no index yet. Run `{command('rag_indexing', folder.parent)}` first.")
-    store = Chroma(
-        COLLECTION,
-        embeddings,
-        client=client,
-        collection_metadata={"embedding_model": config.embedding_model},
-        collection_configuration={"hnsw": {"space": "cosine", "ef_search": SEARCH_WIDTH, "ef_construction": 200}},
-    )
-    collection = client.get_collection(COLLECTION)
-    made_with = (collection.metadata or {}).get("embedding_model")
-    if made_with != config.embedding_model:
-        raise UserError(
-            f"{folder} was indexed with the embedding model {made_with!r}, not with {config.embedding_model!r}. "
-            f"Give --rag.embedding-model {made_with}, or delete {folder} and run `{command('rag_indexing', folder.parent)}`."
-        )
-    return store
-
-
-def chunks(records: Iterable[tuple[str, str]], config: RagConfig, embeddings: HuggingFaceEmbeddings) -> Iterator[Chunk]:
-    """Cut records into pieces that the embedding model reads to the end.
+    Interrupted at any moment, it goes on where it stopped when it is called again.
 
     Args:
+        store: what to fill.
         records: (title, content) pairs.
-        config: chunk_tokens and chunk_overlap_tokens.
-        embeddings: the model whose tokenizer counts and whose limit holds.
+        size: of the pieces that records are cut into.
+        config: how to embed.
+        load_embeddings: returns the embedding model; called only if there is something to embed.
+        advance: called with the number of records that were dealt with since the last call.
     """
-    from langchain_text_splitters import RecursiveCharacterTextSplitter
+    present = PresentRecords(store.collection)
+    wanted = array("Q")
+    new = _new_records(records, size, present, wanted, advance)
 
-    model = embeddings._client  # the SentenceTransformer, which LangChain does not expose otherwise
-    limit = model.max_seq_length
-    if config.chunk_tokens is not None and config.chunk_tokens > limit:
-        raise UserError(
-            f"--rag.chunk-tokens {config.chunk_tokens} is more than the {limit} tokens that {config.embedding_model} reads."
-        )
-    size = config.chunk_tokens or limit
+    def missing(embeddings: HuggingFaceEmbeddings, records: Iterable[tuple[str, str]]) -> Iterator[Chunk]:
+        for pieces in chunks(records, size, embeddings):
+            if pieces[0].id in present.partial:
+                advance(1)
+            yield from (chunk for chunk in pieces if chunk.id not in present.partial)
 
-    def tokens(text: str) -> int:
-        return len(model.tokenizer(text, add_special_tokens=True, truncation=False, verbose=False)["input_ids"])
-
-    for title, content in records:
-        heading = shortened(title, size // 2, tokens)
-        room = size - tokens(heading)
-        if tokens(content) <= room:
-            pieces = [content]
-        else:
-            splitter = RecursiveCharacterTextSplitter(
-                chunk_size=room,
-                chunk_overlap=min(config.chunk_overlap_tokens, room // 2),
-                length_function=tokens,
-                separators=["\n", ". ", "; ", ", ", " ", ""],
-                keep_separator="end",
-            )
-            pieces = splitter.split_text(content)
-        for piece in pieces:
-            identity = hashlib.sha256(f"{title}\0{piece}".encode()).hexdigest()
-            yield Chunk(identity, title, piece, f"{heading}\n{piece}")
-
-
-def shortened(text: str, limit: int, tokens: Callable[[str], int]) -> str:
-    """Return text without the words at its end that are over the limit in tokens."""
-    words = text.split(" ")
-    while len(words) > 1 and tokens(" ".join(words)) > limit:
-        words = words[: max(1, len(words) * 9 // 10)]
-    return " ".join(words)
-
-
-def index(store: Chroma, wanted: Iterable[Chunk]) -> IndexReport:
-    """Bring the collection to hold exactly the wanted chunks; only new ones are embedded.
-
-    Args:
-        store: the collection.
-        wanted: all chunks of the data, one at a time.
-    """
-    collection = store._chroma_collection
-    largest = store._client.get_max_batch_size()
-    present, kept = set(ids_of(collection, largest)), set()
-    batch: dict[str, Chunk] = {}
     added = 0
-
-    def flush() -> None:
-        nonlocal added
-        if batch:
-            store.add_texts(
-                texts=[chunk.embedded_text for chunk in batch.values()],
-                metadatas=[{"title": chunk.title, "text": chunk.text} for chunk in batch.values()],
-                ids=list(batch),
-            )
-            added += len(batch)
-            batch.clear()
-
-    for chunk in wanted:
-        if chunk.id not in present and chunk.id not in kept:
-            batch[chunk.id] = chunk
-        kept.add(chunk.id)
-        if len(batch) == min(largest, ADDED_AT_A_TIME):
-            flush()
-    flush()
-    vanished = sorted(present - kept)
-    for start in range(0, len(vanished), largest):
-        collection.delete(ids=vanished[start : start + largest])
-    return IndexReport(added, len(vanished), len(present & kept))
+    for first in new:  # once: the rest is read there
+        embeddings = load_embeddings()
+        added = _add(store, missing(embeddings, chain([first], new)), config, embeddings, advance)
+    removed = present.remove_all_but(wanted)
+    return IndexReport(added, removed, store.collection.count() - added)
 
 
-def ids_of(collection: Any, page: int) -> Iterator[str]:
-    """Yield all ids of a collection, a page at a time."""
-    offset = 0
-    while ids := collection.get(limit=page, offset=offset, include=[])["ids"]:
-        yield from ids
-        offset += len(ids)
+def _add(
+    store: VectorStore,
+    pieces: Iterator[Chunk],
+    config: RagConfig,
+    embeddings: HuggingFaceEmbeddings,
+    advance: Callable[[int], object],
+) -> int:
+    added = 0
+    with document_encoder(embeddings, config) as encode:
+        adder = Adder(store)
+        while window := list(islice(pieces, SORTED_AT_A_TIME)):
+            texts, tokens = [chunk.embedded_text for chunk in window], [chunk.tokens for chunk in window]
+            for positions, vectors in encode(texts, tokens):
+                batch = [window[position] for position in positions]
+                adder.add(batch, vectors)
+                added += len(batch)
+                advance(sum("-0-" in chunk.id for chunk in batch))
+        adder.flush()
+    return added
 
 
-def search(store: Chroma, query: str, k: int) -> list[Hit]:
+def search(store: VectorStore, query: str, k: int) -> list[Hit]:
     """Return the k pieces nearest to a query, the nearest first."""
-    found = store.similarity_search_with_score(query, k=k)
-    return [Hit(document.metadata["title"], document.metadata["text"], 1 - distance) for document, distance in found]
+    found = store.langchain.similarity_search_with_score(query, k=k)
+    return [Hit(document.page_content, document.metadata["text"], 1 - distance) for document, distance in found]
+
+
+def record_key(piece_id: str) -> int:
+    """Return the first 64 bits of the hash of a record."""
+    return int(piece_id[:16], 16)
+
+
+def _new_records(
+    records: Iterable[tuple[str, str]],
+    size: ChunkSize,
+    present: PresentRecords,
+    wanted: array[int],
+    advance: Callable[[int], object],
+) -> Iterator[tuple[str, str]]:
+    """Yield the records that are not complete in the collection, each once, and note the keys of all in `wanted`."""
+    from pipeline.duplicates import SeenHashes
+
+    seen = SeenHashes(expected=1 << 16)
+    for title, content in records:
+        key = record_key(record_id(title, content, size))
+        if seen.add([key]):
+            advance(1)
+            continue
+        wanted.append(key)
+        if key in present:
+            advance(1)
+        else:
+            yield title, content
+
+
+class PresentRecords:
+    """The records that a collection holds, in 16 bytes each.
+
+    `partial` has the ids of the pieces of records of which an interrupted run added some pieces only.
+    """
+
+    def __init__(self, collection: Collection) -> None:
+        """Read the ids of the collection."""
+        import numpy
+
+        self._collection = collection
+        keys, pieces = array("Q"), array("L")
+        for page in self._pages():
+            keys.extend(map(record_key, page))
+            pieces.extend(int(piece_id.rpartition("-")[2]) for piece_id in page)
+        found, first, counts = numpy.unique(numpy.array(keys), return_index=True, return_counts=True)
+        whole = counts == numpy.array(pieces)[first]
+        self._complete, self._found = found[whole], found
+        begun = set(found[~whole].tolist())
+        self.partial = set(self._pieces_of(begun)) if begun else set()
+
+    def __contains__(self, key: int) -> bool:
+        """Tell whether all pieces of a record are there."""
+        place = self._complete.searchsorted(self._complete.dtype.type(key))
+        return place < len(self._complete) and int(self._complete[place]) == key
+
+    def remove_all_but(self, wanted: array[int]) -> int:
+        """Remove the pieces of other records, which were there before, and return their number."""
+        import numpy
+
+        vanished = numpy.setdiff1d(self._found, numpy.array(wanted), assume_unique=True)
+        if not len(vanished):
+            return 0
+        ids = self._pieces_of(set(vanished.tolist()))
+        for start in range(0, len(ids), IDS_AT_A_TIME):
+            self._collection.delete(ids=ids[start : start + IDS_AT_A_TIME])
+        return len(ids)
+
+    def _pieces_of(self, keys: set[int]) -> list[str]:
+        return [piece_id for page in self._pages() for piece_id in page if record_key(piece_id) in keys]
+
+    def _pages(self) -> Iterator[list[str]]:
+        offset = 0
+        while page := self._collection.get(limit=IDS_AT_A_TIME, offset=offset, include=[])["ids"]:
+            yield page
+            offset += len(page)
+
+
+class Adder:
+    """Adds pieces in the largest batches that Chroma takes, or what there is after some time."""
+
+    def __init__(self, store: VectorStore) -> None:
+        """Add to this store."""
+        self._store = store
+        self._chunks: list[Chunk] = []
+        self._vectors: list[numpy.ndarray] = []
+        self._last = time.monotonic()
+
+    def add(self, chunks: list[Chunk], vectors: numpy.ndarray) -> None:
+        """Add pieces with their vectors, now or later."""
+        most = min(self._store.most_added, BYTES_OF_REQUEST // (6 * vectors.shape[1]))
+        for start in range(0, len(chunks), most):
+            some = chunks[start : start + most]
+            if len(self._chunks) + len(some) > most:
+                self.flush()
+            self._chunks += some
+            self._vectors.append(vectors[start : start + most])
+        if time.monotonic() - self._last > SECONDS_BETWEEN_ADDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Add what has not been added yet."""
+        import numpy
+
+        if self._chunks:
+            self._store.collection.upsert(
+                ids=[chunk.id for chunk in self._chunks],
+                embeddings=numpy.concatenate(self._vectors),
+                # Chroma makes an index for full text search of documents, which takes more time than all else.
+                documents=[chunk.title for chunk in self._chunks],
+                metadatas=[{"text": chunk.text} for chunk in self._chunks],
+            )
+        self._chunks, self._vectors, self._last = [], [], time.monotonic()

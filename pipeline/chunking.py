@@ -1,0 +1,115 @@
+"""Cut records into pieces that the embedding model reads to the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from config import RagConfig
+from pipeline.artifacts import UserError
+from pipeline.embedding import document_prompt, sentence_transformer, tokenize
+
+if TYPE_CHECKING:
+    from langchain_huggingface import HuggingFaceEmbeddings
+
+TOKENIZED_AT_A_TIME = 1024
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a record, small enough for the embedding model."""
+
+    id: str
+    """RECORD-NUMBER-PIECES: the hash of the record, which of its pieces this is, and how many it has."""
+    title: str
+    text: str
+    """The piece of the content."""
+    embedded_text: str
+    """What the embedding model reads: the title, shortened if it is very long, and the piece."""
+    tokens: list[int]
+    """The same as tokens."""
+
+
+@dataclass(frozen=True)
+class ChunkSize:
+    """How large pieces are, in tokens."""
+
+    tokens: int
+    overlap: int
+
+
+def chunk_size(config: RagConfig, embeddings: HuggingFaceEmbeddings) -> ChunkSize:
+    """Return the size of the pieces: the setting, or the limit of the embedding model.
+
+    Raises:
+        UserError: the model does not read so much.
+    """
+    limit = sentence_transformer(embeddings).max_seq_length
+    if config.chunk_tokens is not None and config.chunk_tokens > limit:
+        raise UserError(
+            f"--rag.chunk-tokens {config.chunk_tokens} is more than the {limit} tokens that {config.embedding_model} reads."
+        )
+    return ChunkSize(config.chunk_tokens or limit, config.chunk_overlap_tokens)
+
+
+def record_id(title: str, content: str, size: ChunkSize) -> str:
+    """Return the hash of a record and of how it is cut: 32 hexadecimal digits."""
+    import xxhash
+
+    return xxhash.xxh3_128_hexdigest(f"{title}\0{content}\0{size.tokens}\0{size.overlap}".encode())
+
+
+def chunks(
+    records: Iterable[tuple[str, str]], size: ChunkSize, embeddings: HuggingFaceEmbeddings
+) -> Iterator[list[Chunk]]:
+    """Yield the pieces of each record, in order."""
+
+    prompt = document_prompt(embeddings)
+
+    def count(text: str) -> int:
+        return len(tokenize(embeddings, [text])[0])
+
+    records = iter(records)
+    while some := list(islice(records, TOKENIZED_AT_A_TIME)):
+        whole = [f"{prompt}{title}\n{content}" for title, content in some]
+        for (title, content), text, tokens in zip(some, whole, tokenize(embeddings, whole), strict=True):
+            record = record_id(title, content, size)
+            if len(tokens) <= size.tokens:
+                yield [Chunk(f"{record}-0-1", title, content, text, tokens)]
+            else:
+                heading, pieces = cut(prompt + title, content, size, count)
+                texts = [f"{heading}\n{piece}" for piece in pieces]
+                yield [
+                    Chunk(f"{record}-{number}-{len(pieces)}", title, piece, embedded_text, tokens)
+                    for number, (piece, embedded_text, tokens) in enumerate(
+                        zip(pieces, texts, tokenize(embeddings, texts), strict=True)
+                    )
+                ]
+
+
+def cut(title: str, content: str, size: ChunkSize, count: Callable[[str], int]) -> tuple[str, list[str]]:
+    """Return the heading of all pieces of a record and the pieces of its content."""
+    from langchain_text_splitters import RecursiveCharacterTextSplitter
+
+    heading = shortened(title, size.tokens // 2, count)
+    room = size.tokens - count(heading)
+    if count(content) <= room:
+        return heading, [content]
+    splitter = RecursiveCharacterTextSplitter(
+        chunk_size=room,
+        chunk_overlap=min(size.overlap, room // 2),
+        length_function=count,
+        separators=["\n", ". ", "; ", ", ", " ", ""],
+        keep_separator="end",
+    )
+    return heading, splitter.split_text(content)
+
+
+def shortened(text: str, limit: int, count: Callable[[str], int]) -> str:
+    """Return text without the words at its end that are over the limit in tokens."""
+    words = text.split(" ")
+    while len(words) > 1 and count(" ".join(words)) > limit:
+        words = words[: max(1, len(words) * 9 // 10)]
+    return " ".join(words)
