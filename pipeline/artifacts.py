@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import platform
@@ -15,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 REPORTED_PACKAGES = (
     "torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "datasets", "accelerate",
@@ -31,7 +34,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder; on success it is renamed, otherwise removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove(temporary)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        # What a program that was killed left behind.
+        owner = int(left.suffixes[-2].removeprefix("."))
+        if owner == os.getpid() or not psutil.pid_exists(owner):
+            _remove(left)
     try:
         yield temporary
         if path.is_dir():

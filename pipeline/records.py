@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import xxhash
 
 from pipeline.artifacts import UserError, atomic_write, read_manifest, require
 from pipeline.cleaning import CLEANERS, normalise_title
@@ -84,7 +83,8 @@ def open_processed(run_dir: Path) -> ProcessedData:
 
 def split_of(title: str, validation_fraction: float, test_fraction: float) -> Split:
     """Return the split of a title: a hash decides, so a rerun never moves a record and duplicates stay together."""
-    position = xxhash.xxh3_64_intdigest(normalise_title(title).encode("utf-8", "replace")) / 2**64
+    digest = hashlib.blake2b(normalise_title(title).encode("utf-8", "replace"), digest_size=8).digest()
+    position = int.from_bytes(digest, "big") / 2**64
     if position < test_fraction:
         return "test"
     return "validation" if position < test_fraction + validation_fraction else "train"

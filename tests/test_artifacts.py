@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +117,13 @@ def test_secrets_never_reach_a_manifest(tmp_path, monkeypatch):
     text = json.dumps(artifacts.read_manifest(tmp_path, "fine_tuning"))
     assert demo.model.name in text
     assert "hf_secret_token_value" not in text
+
+
+def test_what_a_killed_program_left_behind_is_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, alive = tmp_path / f".trn.json.{dead.pid}.tmp", tmp_path / f".trn.json.{os.getppid()}.tmp"
+    for path in (left, alive):
+        path.write_text("half", encoding="utf-8")
+    artifacts.write_json(tmp_path / "trn.json", [])
+    assert not left.exists() and alive.exists()
