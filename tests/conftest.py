@@ -147,7 +147,7 @@ def tiny_config(model: Path | str, output_dir: Path, **sections: object) -> Conf
         model=ModelConfig(name=str(model)),
         lora=LoraConfig(r=4, alpha=8),
         train=TrainConfig(
-            max_steps=4, batch_size=2, gradient_accumulation_steps=1, max_length=128, learning_rate=5e-3,
+            max_steps=4, batch_size=2, gradient_accumulation_steps=1, max_length=128, learning_rate=2e-2,
             logging_steps=1, eval_steps=2, save_steps=2, validation_size=8,
         ),
         generation=GenerationConfig(max_new_tokens=12, temperature=0.0),
