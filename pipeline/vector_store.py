@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from config import RagConfig
 from pipeline.artifacts import UserError, command
 from pipeline.chunking import Chunk, ChunkSize, chunks, record_id
+from pipeline.duplicates import SeenHashes
 from pipeline.embedding import document_encoder
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class VectorStore:
 
     collection: Collection
     most_added: int
-    """Pieces that it takes at a time."""
+    """Pieces that it takes, or removes, at a time."""
     langchain: Chroma
     """The same for LangChain: titles are its documents, contents the metadata `text`."""
 
@@ -150,7 +151,7 @@ def index(
         load_embeddings: returns the embedding model; called only if there is something to embed.
         advance: called with the number of records that were dealt with since the last call.
     """
-    present = PresentRecords(store.collection)
+    present = PresentRecords(store)
     wanted = array("Q")
     new = _new_records(records, size, present, wanted, advance)
 
@@ -208,8 +209,6 @@ def _new_records(
     advance: Callable[[int], object],
 ) -> Iterator[tuple[str, str]]:
     """Yield the records that are not complete in the collection, each once, and note the keys of all in `wanted`."""
-    from pipeline.duplicates import SeenHashes
-
     seen = SeenHashes(expected=1 << 16)
     for title, content in records:
         key = record_key(record_id(title, content, size))
@@ -229,11 +228,11 @@ class PresentRecords:
     `partial` has the ids of the pieces of records of which an interrupted run added some pieces only.
     """
 
-    def __init__(self, collection: Collection) -> None:
+    def __init__(self, store: VectorStore) -> None:
         """Read the ids of the collection."""
         import numpy
 
-        self._collection = collection
+        self._collection, self._most_removed = store.collection, store.most_added
         keys, pieces = array("Q"), array("L")
         for page in self._pages():
             keys.extend(map(record_key, page))
@@ -257,8 +256,8 @@ class PresentRecords:
         if not len(vanished):
             return 0
         ids = self._pieces_of(set(vanished.tolist()))
-        for start in range(0, len(ids), IDS_AT_A_TIME):
-            self._collection.delete(ids=ids[start : start + IDS_AT_A_TIME])
+        for start in range(0, len(ids), self._most_removed):
+            self._collection.delete(ids=ids[start : start + self._most_removed])
         return len(ids)
 
     def _pieces_of(self, keys: set[int]) -> list[str]:
