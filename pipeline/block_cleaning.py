@@ -26,7 +26,7 @@ from config import DataConfig
 from pipeline.artifacts import UserError
 from pipeline.cleaning import CLEANERS, rejection
 from pipeline.readers import Block, Unreadable
-from pipeline.records import RECORD_SEPARATOR, SPLITS, split_of
+from pipeline.records import RECORD_SEPARATOR, split_numbers
 
 BLOCKS_PER_PROCESS = 2  # one being cleaned, one waiting
 
@@ -86,7 +86,7 @@ def clean_block(block: Block, data: DataConfig) -> tuple[BlockSummary, list[byte
         array("Q", map(hash_of, map(str.encode, titles))),
         array("Q", map(hash_of, map(str.encode, contents))),
         array("L", map(len, texts)),
-        bytes(SPLITS.index(split_of(title, data.validation_fraction, data.test_fraction)) for title in titles),
+        split_numbers(titles, data.validation_fraction, data.test_fraction),
         rejected,
         unreadable,
     )
@@ -118,7 +118,9 @@ def clean_blocks(
         with contextlib.closing(cleaned):
             for summary, write in cleaned:
                 repeated = set(find_repeated(summary))
-                lengths = [length for n, length in enumerate(summary.lengths) if n not in repeated]
+                lengths = summary.lengths
+                if repeated:
+                    lengths = [length for n, length in enumerate(lengths) if n not in repeated]
                 write(start, opening, repeated)
                 if lengths:
                     start += len(opening) + sum(lengths) + len(RECORD_SEPARATOR) * (len(lengths) - 1)

@@ -184,7 +184,12 @@ def _line_blocks(path: Path, file: io.BufferedReader, stored: io.BufferedReader)
         before, reported = reported, stored.tell()
         return reported - before
 
-    while lines := file.read(BLOCK_BYTES):
+    while file.peek(1):
+        if file is stored and (length := _whole_lines(file, start)):
+            yield Block(path, newly_read(), start, length)
+            start += length
+            continue
+        lines = file.read(BLOCK_BYTES)
         if not lines.endswith(b"\n"):
             lines += file.readline(MAX_LINE_BYTES)
         long_line = b""
@@ -192,13 +197,28 @@ def _line_blocks(path: Path, file: io.BufferedReader, stored: io.BufferedReader)
             whole = lines.rfind(b"\n") + 1
             lines, long_line = lines[:whole], lines[whole:]
         if lines:
-            yield Block(path, newly_read(), start, len(lines), None if file is stored else lines)
+            yield Block(path, newly_read(), start, len(lines), lines)
         if long_line:
             while (rest := file.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
                 pass
             problem = Unreadable(1, TOO_LONG, _shown(long_line))
             yield Block(path, newly_read(), start + len(lines), parsed=(problem,))
         start = file.tell()
+
+
+def _whole_lines(file: io.BufferedReader, start: int) -> int:
+    """Go to the end of the block of lines at `start`, without reading it, and return its length.
+
+    If it ends in a line that is too long, stay and return 0.
+    """
+    file.seek(start + BLOCK_BYTES - 1)
+    rest = file.readline(MAX_LINE_BYTES)
+    if not rest:
+        return file.seek(0, io.SEEK_END) - start
+    if rest.endswith(b"\n") or not file.peek(1):
+        return file.tell() - start
+    file.seek(start)
+    return 0
 
 
 @functools.cache

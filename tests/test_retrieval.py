@@ -61,6 +61,13 @@ def test_indexing_again_adds_nothing_and_changes_are_followed(store, embeddings)
     assert len(found) == 3 and "8 inches" in found[0].text
 
 
+def test_more_pieces_than_chroma_takes_at_a_time_are_removed(store, embeddings):
+    vanished = [f"{n:032x}-0-1" for n in range(store.most_added + 2)]
+    for ids in (vanished[:-2], vanished[-2:]):
+        store.collection.add(ids, embeddings=np.ones((len(ids), 384), np.float32))
+    assert index(store, RECORDS, embeddings) == (4, len(vanished), 0)
+
+
 def test_the_nearest_comes_first_with_its_cosine_similarity(store, embeddings):
     index(store, RECORDS, embeddings)
     hits = vector_store.search(store, "Girls Ballet Tutu Neon Pink", 3)
