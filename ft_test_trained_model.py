@@ -20,7 +20,7 @@ from config import Config, GenerationConfig
 from pipeline import artifacts, generation, language_model, prompts, questions, records
 from pipeline.command_line import prompt_lines, run_stage
 from pipeline.generation import Answer
-from pipeline.trained_models import adapter_folder, gguf_path, merged_folder
+from pipeline.trained_models import adapter_folder, gguf_path, merged_folder, trained_precision
 
 Advance = Callable[[int], object]
 
@@ -93,9 +93,10 @@ def load(config: Config, options: TestOptions, data: records.ProcessedData) -> T
         )
     prompt_format = prompts.load_prompt_format(path)
     if options.model_form == "merged":
-        loaded = language_model.load_base(replace(config.model, name=str(path), load_in_4bit=False))
+        loaded = language_model.load_base(replace(config.model, name=str(path)), "16bit")
     else:
-        loaded = language_model.load_adapter(language_model.load_base(config.model), path)
+        base = language_model.load_base(config.model, trained_precision(config.run_dir))
+        loaded = language_model.load_adapter(base, path)
     return TrainedModel(
         loaded.name,
         loaded.backend,

@@ -44,7 +44,7 @@ def main(options: Options) -> None:
     merged_folder = options.run_dir / "merged_model"
     data = records.open_processed(options.run_dir)
     asked = questions.choose_questions(data, QuestionsConfig(held_out=options.titles))
-    merged = language_model.load_base(ModelConfig(name=str(merged_folder)))
+    merged = language_model.load_base(ModelConfig(name=str(merged_folder)), "16bit")
     prompt_format = prompts.load_prompt_format(merged_folder)
     greedy = GenerationConfig(max_new_tokens=options.tokens, temperature=0.0, batch_size=1)
     texts = [prompt_format.prompt(question.title) for question in asked]

@@ -1,34 +1,143 @@
-"""The order in which training records are read."""
+"""Which records a forward pass gets, and how they are laid end to end in it, without padding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import Any
 
 import torch
-from torch.utils.data import Sampler
-from transformers.trainer_pt_utils import get_length_grouped_indices
+from torch.utils.data import Dataset
+
+from pipeline.language_model import Backend
+
+IGNORED_LABEL = -100
+EVALUATION_TOKENS = 2048  # of a forward pass; longer records are one of their own
 
 
-class LengthGroupedSampler(Sampler[int]):
-    """Shuffles records so that those of a batch are about equally long, and little is spent on padding.
+@dataclass(frozen=True)
+class Batching:
+    """How the records of an epoch are divided into forward passes.
 
-    The order follows from seed and epoch alone. That of transformers' own sampler follows from all random numbers drawn
-    before, so a resumed training would read other records than the interrupted one.
+    The order follows from seed and epoch alone, so that a training that goes on reads what it would have read.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths = list(lengths)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
+    passes: int
+    """Forward passes of an optimizer step, over all devices."""
+    seed: int
+    records_per_step: int
+    """Records of an optimizer step; not used if tokens_per_step is given."""
+    tokens_per_step: int | None = None
+    """Tokens that an optimizer step is filled with, at most."""
+
+    def epoch(self, lengths: Sequence[int], epoch: int) -> list[list[int]]:
+        """Return the positions of the records in each forward pass.
+
+        Args:
+            lengths: tokens of each record.
+            epoch: from 0.
+        """
+        if self.tokens_per_step is not None:
+            # Filled once, since the trainer counts on epochs of the same number of passes.
+            filled = fill(self._shuffled(len(lengths), 0), lengths, self.tokens_per_step // self.passes)
+            return [filled[position] for position in self._shuffled(len(filled), epoch)]
+        order = self._shuffled(len(lengths), epoch)
+        steps = [order[start : start + self.records_per_step] for start in range(0, len(order), self.records_per_step)]
+        return [batch for step in steps for batch in divide_evenly(step, lengths, self.passes)]
+
+    def _shuffled(self, count: int, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(count, generator=generator).tolist()
+
+    def most_tokens(self, lengths: Sequence[int], epochs: int) -> int:
+        """Return the tokens of the largest forward pass in so many epochs."""
+        batches = chain.from_iterable(self.epoch(lengths, epoch) for epoch in range(epochs))
+        return max(sum(lengths[position] for position in batch) for batch in batches)
+
+
+def fill(order: Iterable[int], lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
+    """Divide records, in their order, into batches of at most so many tokens; a longer record is a batch of its own."""
+    batches: list[list[int]] = []
+    room = 0
+    for position in order:
+        if not batches or lengths[position] > room:
+            batches.append([])
+            room = most_tokens
+        batches[-1].append(position)
+        room -= lengths[position]
+    return batches
+
+
+def divide_evenly(positions: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Divide records into parts with about the same number of tokens; there is no empty part."""
+    batches: list[list[int]] = [[] for _ in range(min(parts, len(positions)))]
+    tokens = [0] * len(batches)
+    for position in sorted(positions, key=lengths.__getitem__, reverse=True):
+        least = tokens.index(min(tokens))
+        batches[least].append(position)
+        tokens[least] += lengths[position]
+    return batches
+
+
+def lay_end_to_end(records: Sequence[dict[str, list[int]]], backend: Backend) -> dict[str, Any]:
+    """Return the inputs of a forward pass: one row of shape (1, tokens), and where its records begin.
+
+    Args:
+        records: input_ids and labels of each.
+        backend: transformers and Unsloth are told of the boundaries in different ways.
+    """
+    lengths = [len(record["input_ids"]) for record in records]
+    ids, labels, positions = (
+        torch.tensor([list(chain.from_iterable(rows))])
+        for rows in (
+            (record["input_ids"] for record in records),
+            # The first token of a record must not be learned as what follows the record before it.
+            ([IGNORED_LABEL, *record["labels"][1:]] for record in records),
+            map(range, lengths),
+        )
+    )
+    inputs = {"input_ids": ids, "labels": labels, "position_ids": positions}
+    if backend == "unsloth":
+        return inputs | {"packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32)}
+    starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return inputs | {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": max(lengths), "max_length_k": max(lengths)}  # fmt: skip
+
+
+class ForwardPasses(Dataset[dict[str, Any]]):
+    """The forward passes of an epoch; an item is the inputs of one."""
+
+    def __init__(
+        self, records: Any, batches: list[list[int]], backend: Backend, batching: Batching | None = None
+    ) -> None:
+        """Make the passes of some batches, or of the first epoch of a batching.
+
+        Args:
+            records: a datasets.Dataset with the columns input_ids and labels.
+            batches: positions of the records of each pass.
+            backend: of the model.
+            batching: makes the batches of the epochs after the first.
+        """  # fmt: skip
+        self._records, self._batches, self._backend, self._batching = records, batches, backend, batching
+        self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch; the trainer calls this."""
-        self.epoch = epoch
+        """Choose the epoch; accelerate calls this."""
+        if self._batching is not None and epoch != self._epoch:
+            lengths = token_counts(self._records)
+            self._batches, self._epoch = self._batching.epoch(lengths, epoch), epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        """Return the number of passes."""
+        return len(self._batches)
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        yield from get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Return the inputs of a pass."""
+        columns = self._records[self._batches[number]]
+        records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return lay_end_to_end(records, self._backend)
+
+
+def token_counts(records: Any) -> list[int]:
+    """Return the tokens of each record of a datasets.Dataset with the column input_ids."""
+    return [len(ids) for ids in records["input_ids"]]

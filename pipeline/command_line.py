@@ -16,8 +16,7 @@ from pipeline.artifacts import UserError, command, shell_line
 
 Options = TypeVar("Options")
 OUT_OF_MEMORY_REMEDY = (
-    "Use a smaller --train.batch-size with more --train.gradient-accumulation-steps, a smaller --train.max-length or "
-    "--answers.batch-size, or --model.load-in-4bit."
+    "Use more --train.passes, a smaller --train.max-length or --answers.batch-size, or --model.precision 4bit."
 )
 
 

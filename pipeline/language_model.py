@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Backend = Literal["unsloth", "transformers"]
+Precision = Literal["4bit", "16bit"]
 SMALL_MODEL = 1_000_000_000  # parameters
 
 
@@ -46,12 +47,20 @@ def choose_backend(requested: str, *, cuda: bool, unsloth: bool) -> Backend:
     return "unsloth" if requested == "unsloth" else "transformers"
 
 
-def detect_backend(config: ModelConfig) -> Backend:
-    """Return the backend that this machine uses for a model's settings."""
+def prepare_backend(config: ModelConfig) -> Backend:
+    """Return the backend that this machine uses for a model's settings; to be called before transformers is imported."""
     import torch
 
     present = importlib.util.find_spec("unsloth") is not None
-    return choose_backend(config.backend, cuda=torch.cuda.is_available(), unsloth=present)
+    backend = choose_backend(config.backend, cuda=torch.cuda.is_available(), unsloth=present)
+    if config.precision == "4bit" and best_device() != "cuda":
+        raise UserError(
+            "Loading in 4 bits needs an NVIDIA GPU with CUDA, and there is none here. Use --model.precision 16bit, with "
+            "--model.name naming a small model and --train.optimizer adamw_torch, or the preset demo."
+        )
+    if backend == "unsloth":
+        import unsloth  # noqa: F401  It changes transformers, and must come first.
+    return backend
 
 
 def best_device() -> str:
@@ -63,31 +72,31 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def load_base(config: ModelConfig, max_length: int = 2048, training: bool = False) -> LanguageModel:
-    """Load the base model and its tokenizer as the settings say.
+def load_base(
+    config: ModelConfig, precision: Precision, max_length: int = 2048, training: bool = False
+) -> LanguageModel:
+    """Load the base model and its tokenizer.
 
     Args:
-        config: which model, which backend, 4 bits or 16.
+        config: which model, which backend.
+        precision: of the weights; files that hold 4-bit weights are dequantized for 16 bits.
         max_length: tokens of prompt and answer that Unsloth prepares for; transformers needs no such limit.
-        training: whether the model is to be trained, in 16 bits, or to answer.
+        training: whether the model is to be trained or to answer.
     """
-    backend = detect_backend(config)
+    backend = prepare_backend(config)
     path = bundled_models.resolve(config.name)
-    if config.load_in_4bit and best_device() != "cuda":
-        raise UserError(
-            "Loading in 4 bits needs an NVIDIA GPU with CUDA, and there is none here. Use --model.no-load-in-4bit, with "
-            "--model.name naming a small 16-bit model and --train.optimizer adamw_torch, or the preset demo."
-        )
     with helpful_loading_errors(config.name):
+        tokenizer = load_tokenizer(path)
         if backend == "unsloth":
             from unsloth import FastLanguageModel
 
-            model, tokenizer = FastLanguageModel.from_pretrained(
-                model_name=path, max_seq_length=max_length, load_in_4bit=config.load_in_4bit, dtype=None
+            model, _ = FastLanguageModel.from_pretrained(
+                path, max_seq_length=max_length, load_in_4bit=precision == "4bit", use_exact_model_name=True
             )
         else:
-            tokenizer = load_tokenizer(path)
-            model = _load_with_transformers(path, config.load_in_4bit)
+            model = _load_with_transformers(path, precision)
+    if precision == "16bit" and getattr(model, "is_quantized", False):
+        model = model.dequantize()
     ready = _ready(model, tokenizer, backend, config.name)
     return ready if training else for_inference(ready)
 
@@ -133,7 +142,7 @@ def add_adapter(base: LanguageModel, config: LoraConfig, seed: int, checkpointin
         )  # fmt: skip
         return LanguageModel(model, base.tokenizer, base.backend, base.name, base.stop_ids)
     import torch
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model
 
     torch.manual_seed(seed)
     layers = {n.rsplit(".", 1)[-1] for n, m in base.model.named_modules() if isinstance(m, torch.nn.Linear)}
@@ -143,8 +152,6 @@ def add_adapter(base: LanguageModel, config: LoraConfig, seed: int, checkpointin
             f"{base.name} has no layer {', '.join(unknown)} (--lora.target-modules). Its linear layers are "
             f"{', '.join(sorted(layers))}."
         )
-    if getattr(base.model, "is_quantized", False):
-        prepare_model_for_kbit_training(base.model, use_gradient_checkpointing=checkpointing)
     model = get_peft_model(base.model, peft_lora_config(config))
     return LanguageModel(model, base.tokenizer, base.backend, base.name, base.stop_ids)
 
@@ -224,12 +231,12 @@ def helpful_loading_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def _load_with_transformers(path: str, in_4_bits: bool) -> PreTrainedModel:
+def _load_with_transformers(path: str, precision: Precision) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     quantization = None
-    if in_4_bits:
+    if precision == "4bit":
         quantization = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
@@ -240,11 +247,12 @@ def _load_with_transformers(path: str, in_4_bits: bool) -> PreTrainedModel:
             dtype=torch.bfloat16,
             device_map=best_device(),
             use_safetensors=True,
-            **({"quantization_config": quantization} if quantization and not _quantized_files(path) else {}),
+            **({"quantization_config": quantization} if quantization and not quantized_files(path) else {}),
         )
 
 
-def _quantized_files(path: str) -> bool:
+def quantized_files(path: str) -> bool:
+    """Tell whether the files of a model hold quantized weights."""
     config_file = Path(path) / "config.json"
     if config_file.exists():
         return "quantization_config" in read_json(config_file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.artifacts import UserError, command, read_manifest, require, require_current
+from pipeline.language_model import Precision, best_device
 
 
 def adapter_folder(run_dir: Path, base: str, data: Path) -> Path:
@@ -17,6 +18,12 @@ def adapter_folder(run_dir: Path, base: str, data: Path) -> Path:
             f"Give --model.name {trained_on}, or run `{command('fine_tuning', run_dir)}` with the other base model."
         )
     return folder
+
+
+def trained_precision(run_dir: Path) -> Precision:
+    """Return the precision in which the base model was trained on, and is to be answered with."""
+    trained_in = read_manifest(run_dir, "fine_tuning")["metrics"]["precision"]
+    return trained_in if best_device() == "cuda" else "16bit"
 
 
 def merged_folder(run_dir: Path) -> Path:

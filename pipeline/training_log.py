@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,11 @@ class TrainingLog(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bar: tqdm | None = None
+        self.started = self.evaluating = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Open the bar at the step at which the training begins."""
+        self.started, self.evaluating = time.perf_counter(), 0.0
         self.bar = tqdm(
             total=state.max_steps, initial=state.global_step, desc="Training", unit="step", dynamic_ncols=True
         )
@@ -102,6 +105,10 @@ class TrainingLog(TrainerCallback):
         values = {ours: logs[theirs] for theirs, ours in LOGGED.items() if theirs in (logs or {})}
         if "loss" not in values and "validation_loss" not in values:
             return
+        self.evaluating += logs.get("eval_runtime", 0.0)
+        if self.started:
+            values["seconds"] = round(time.perf_counter() - self.started - self.evaluating, 3)
+            values["tokens"] = state.num_input_tokens_seen
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **values}) + "\n")
         if self.bar is not None:

@@ -77,7 +77,7 @@ def test_first_learning_rate_of_the_amazon_preset(tmp_path):
 
 def test_amazon_preset():
     preset = PRESETS["amazon-llama3"]
-    assert preset.model.name == "unsloth/llama-3-8b-bnb-4bit" and preset.model.load_in_4bit
+    assert preset.model.name == "unsloth/llama-3-8b-bnb-4bit" and preset.model.precision == "auto"
     assert preset.data.min_content_chars == 100 and preset.train.sample_size == 5000
     assert (preset.lora.r, preset.lora.alpha, preset.lora.dropout) == (32, 32, 0)
     train = preset.train
@@ -92,7 +92,7 @@ def test_amazon_preset():
 
 def test_saude_preset():
     preset = PRESETS["saude-phi3"]
-    assert preset.model.name == "microsoft/Phi-3-mini-4k-instruct" and preset.model.load_in_4bit
+    assert preset.model.name == "microsoft/Phi-3-mini-4k-instruct" and preset.model.precision == "auto"
     assert (preset.data.read_title_from, preset.data.read_content_from) == ("input", "output")
     assert (preset.data.write_title_as, preset.data.write_content_as) == ("pergunta", "resposta")
     assert not preset.data.deduplicate and all(p.data.deduplicate for p in PRESETS.values() if p is not preset)
@@ -105,7 +105,7 @@ def test_saude_preset():
 
 def test_books_preset():
     preset = PRESETS["books-phi3-medium"]
-    assert preset.model.name == "unsloth/Phi-3-medium-4k-instruct" and preset.model.load_in_4bit
+    assert preset.model.name == "unsloth/Phi-3-medium-4k-instruct" and preset.model.precision == "auto"
     assert (preset.lora.r, preset.lora.alpha) == (16, 32)
     train = preset.train
     assert (train.batch_size, train.gradient_accumulation_steps, train.max_steps) == (2, 8, 100)
@@ -122,6 +122,8 @@ def test_books_preset():
     lambda: TrainConfig(learning_rate=-1e-4),
     lambda: TrainConfig(learning_rate=math.inf),
     lambda: TrainConfig(batch_size=0),
+    lambda: TrainConfig(passes=0),
+    lambda: TrainConfig(memory_gb=math.nan),
     lambda: GenerationConfig(temperature=math.nan),
     lambda: GgufConfig(file_name="../outside.gguf"),
     lambda: RagConfig(k=0),
@@ -158,16 +160,15 @@ def test_stages_name_sections_of_the_config():
 def test_the_trainer_gets_the_settings_of_the_preset(preset, tmp_path):
     import torch
 
-    from fine_tuning import sft_arguments
+    from pipeline.trainer import sft_arguments
 
     train = PRESETS[preset].train
     if train.optimizer != "adamw_torch" and not torch.cuda.is_available():
         train = replace(train, optimizer="adamw_torch")  # transformers asks for bitsandbytes at once
-    arguments = sft_arguments(train, tmp_path, has_validation=True, dtype=torch.bfloat16)
+    arguments = sft_arguments(train, tmp_path, passes=3, checkpointing=True, has_validation=True, dtype=torch.bfloat16)
     assert arguments.learning_rate == train.learning_rate and arguments.weight_decay == train.weight_decay
     assert arguments.lr_scheduler_type == train.scheduler and arguments.warmup_steps == train.warmup_steps
     assert arguments.max_grad_norm == train.max_grad_norm and arguments.optim == train.optimizer
-    assert arguments.per_device_train_batch_size == train.batch_size
-    assert arguments.gradient_accumulation_steps == train.gradient_accumulation_steps
+    assert arguments.per_device_train_batch_size == 1 and arguments.gradient_accumulation_steps == 3
     assert arguments.max_steps == (train.max_steps or -1) and arguments.num_train_epochs == train.epochs
-    assert arguments.seed == train.seed and arguments.gradient_checkpointing == train.gradient_checkpointing
+    assert arguments.seed == train.seed and arguments.gradient_checkpointing

@@ -27,7 +27,8 @@ def test_unknown_bundled_model():
     assert bundled_models.resolve("some/hub-model") == "some/hub-model"
 
 
-def test_a_missing_package_names_the_remedy(monkeypatch):
+def test_a_missing_package_names_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setattr(bundled_models, "UNPACKED", tmp_path)
     monkeypatch.setitem(bundled_models.PACKAGES, "SmolLM2-135M-Instruct", "package_that_is_not_there")
     with pytest.raises(UserError, match=r"requirements-models\.txt"):
         bundled_models.resolve("bundled/SmolLM2-135M-Instruct")
@@ -54,14 +55,14 @@ def test_4_bits_without_a_gpu_is_an_error_with_the_remedy():
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(UserError, match=r"--model\.no-load-in-4bit"):
-        language_model.load_base(ModelConfig(load_in_4bit=True))
+    with pytest.raises(UserError, match=r"--model\.precision 16bit"):
+        language_model.load_base(ModelConfig(precision="4bit"), "4bit")
 
 
 @pytest.mark.parametrize("name", ["./no-such-folder", "no/such-model"])
 def test_a_model_that_is_not_there_is_one_sentence(name):
     with pytest.raises(UserError, match=r"could not be loaded.*--model\.name"):
-        language_model.load_base(ModelConfig(name=name))
+        language_model.load_base(ModelConfig(name=name), "16bit")
 
 
 def test_pickled_weights_are_never_loaded(tmp_path, tiny_model):
@@ -74,12 +75,12 @@ def test_pickled_weights_are_never_loaded(tmp_path, tiny_model):
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="could not be loaded"):
-        language_model.load_base(ModelConfig(name=str(folder)))
+        language_model.load_base(ModelConfig(name=str(folder)), "16bit")
 
 
 @pytest.fixture(scope="module")
 def smollm2():
-    return language_model.load_base(ModelConfig())
+    return language_model.load_base(ModelConfig(), "16bit")
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,6 @@ def test_an_error_while_streaming_reaches_the_caller(smollm2, prompt_format, mon
 
 
 def test_wrong_target_modules_name_the_right_ones(tiny_model):
-    base = language_model.load_base(ModelConfig(name=str(tiny_model("phi3"))))
+    base = language_model.load_base(ModelConfig(name=str(tiny_model("phi3"))), "16bit")
     with pytest.raises(UserError, match=r"no layer q_proj.*--lora\.target-modules.*down_proj.*qkv_proj"):
         language_model.add_adapter(base, LoraConfig(target_modules=("q_proj",)), seed=1, checkpointing=False)

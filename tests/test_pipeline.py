@@ -127,6 +127,8 @@ def test_training_leaves_a_log_a_picture_a_dataset_and_figures(config, capsys):
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(config, monkeypatch):
     from transformers import TrainerCallback
 
+    from pipeline import trainer as trainer_module
+
     process_data.run(config)
     fine_tuning.run(config)
     undisturbed = read_log(config.run_dir / "training_log.jsonl")
@@ -136,17 +138,17 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(config, monkeypat
             if state.global_step == 3:
                 raise KeyboardInterrupt
 
-    original = fine_tuning.make_trainer
+    original = trainer_module.make_trainer
 
     def stopping(*arguments):
         trainer = original(*arguments)
         trainer.add_callback(Stop())
         return trainer
 
-    monkeypatch.setattr(fine_tuning, "make_trainer", stopping)
+    monkeypatch.setattr(trainer_module, "make_trainer", stopping)
     with pytest.raises(KeyboardInterrupt):
         fine_tuning.run(config)
-    monkeypatch.setattr(fine_tuning, "make_trainer", original)
+    monkeypatch.setattr(trainer_module, "make_trainer", original)
     resumed = replace(config, train=replace(config.train, resume=True))
     fine_tuning.run(resumed)
     again = read_log(config.run_dir / "training_log.jsonl")

@@ -1,0 +1,308 @@
+"""Training speed and memory: fine_tuning.py against the set-up that it replaces, on a GPU.
+
+Makes a model of the architecture of a preset with random weights and records of 160 tokens on average, trains on them
+with the notebooks' way (Unsloth, batch 2 x 4, no packing, checkpointing) and with fine_tuning.py, each in a process of
+its own, and prints tokens/s without the first steps, ratios, and peak memory beside what was expected.
+
+    python benchmarks/fine_tuning.py --shape llama-3-8b
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import tyro
+
+from config import PRESETS, PROJECT_DIR
+
+SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    # public config.json of meta-llama/Meta-Llama-3-8B, microsoft/Phi-3-mini-4k-instruct, unsloth/Phi-3-medium-4k-instruct
+    "llama-3-8b": ("amazon-llama3", "Llama", {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 500000.0,
+    }),
+    "phi-3-mini": ("saude-phi3", "Phi3", {
+        "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "vocab_size": 32064, "max_position_embeddings": 4096, "sliding_window": 2047,
+        "pad_token_id": 0,
+    }),
+    "phi-3-medium": ("books-phi3-medium", "Mistral", {
+        "hidden_size": 5120, "intermediate_size": 17920, "num_hidden_layers": 40, "num_attention_heads": 40,
+        "num_key_value_heads": 10, "vocab_size": 32064, "max_position_embeddings": 4096, "sliding_window": 2048,
+    }),
+}  # fmt: skip
+MEAN_TOKENS = 160
+FLOPS_PER_PARAMETER = 4  # and token: forward, and backward through frozen weights
+SETUPS: dict[str, list[str]] = {
+    "faithful, 8.5 GiB": ["--train.memory-gb", "8.5"],
+    "faithful, whole card": [],
+    "packed, 8.5 GiB": ["--train.batching", "packed", "--train.memory-gb", "8.5"],
+    "packed, whole card": ["--train.batching", "packed"],
+}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What to measure."""
+
+    shape: Literal["llama-3-8b", "phi-3-mini", "phi-3-medium"] = "llama-3-8b"
+    """Architecture; the weights are random."""
+    layers: int | None = None
+    """Blocks; None takes those of the architecture."""
+    setups: tuple[str, ...] = ("before", *SETUPS)
+    """Names of the set-ups to run, or options for fine_tuning.py as one text."""
+    backend: Literal["unsloth", "transformers"] = "unsloth"
+    """What fine_tuning.py trains with."""
+    steps: int = 20
+    """Optimizer steps of each."""
+    warm_up: int = 5
+    """Steps that are not timed."""
+    folder: Path | None = None
+    """Where the model is made, 16 bytes a parameter in all; None takes a temporary folder."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """Train as the notebooks do."""
+
+    model: tyro.conf.Positional[Path]
+    texts: tyro.conf.Positional[Path]
+    result: tyro.conf.Positional[Path]
+    steps: int = 20
+    warm_up: int = 5
+
+
+def write_records(path: Path, vocabulary: list[str], count: int, seed: int = 3407) -> None:
+    """Write records whose prompt and answer have MEAN_TOKENS tokens on average, of words that are a token each."""
+    rng = random.Random(seed)
+    prompt_tokens = 60
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            length = 10 + round(rng.lognormvariate(4.2, 0.7) / 85 * (MEAN_TOKENS - prompt_tokens - 10))
+            title, content = " ".join(rng.choices(vocabulary, k=8)), " ".join(rng.choices(vocabulary, k=length))
+            file.write(json.dumps({"title": title, "content": content}) + "\n")
+
+
+def make_model(folder: Path, shape: str, layers: int | None) -> None:
+    """Write a model with random weights in 4 bits and the tokenizer of the demo's model, as a user's download is."""
+    import torch
+    import transformers
+
+    from pipeline import bundled_models
+
+    _, architecture, values = SHAPES[shape]
+    values = {**values, "num_hidden_layers": layers or values["num_hidden_layers"]}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bundled_models.resolve("bundled/SmolLM2-135M-Instruct"))
+    values["vocab_size"] = max(values["vocab_size"], len(tokenizer))
+    config = getattr(transformers, f"{architecture}Config")(bos_token_id=1, eos_token_id=2, **values)
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        model = getattr(transformers, f"{architecture}ForCausalLM")(config)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as whole:
+        model.save_pretrained(whole)
+        del model
+        torch.cuda.empty_cache()
+        quantization = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )  # fmt: skip
+        small = transformers.AutoModelForCausalLM.from_pretrained(
+            whole, quantization_config=quantization, dtype=torch.bfloat16, device_map="cuda"
+        )
+        small.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train_as_before(work: Before) -> None:
+    """Train as the notebooks do, and write what was measured."""
+    from unsloth import FastLanguageModel  # isort: skip  It changes the others.
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    preset = PRESETS["amazon-llama3"]
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(work.model), max_seq_length=preset.train.max_length, load_in_4bit=True
+    )
+    model = FastLanguageModel.get_peft_model(
+        model, r=preset.lora.r, lora_alpha=preset.lora.alpha, lora_dropout=0, bias="none",
+        target_modules=list(preset.lora.target_modules), use_gradient_checkpointing="unsloth", random_state=3407,
+    )  # fmt: skip
+    texts = json.loads(work.texts.read_text(encoding="utf-8"))
+    counts = {text: len(tokenizer(text)["input_ids"]) for text in texts}
+    seen, ends = [], []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+            seen.append(state.num_input_tokens_seen)
+
+    trainer = SFTTrainer(
+        model=model, processing_class=tokenizer, train_dataset=Dataset.from_dict({"text": texts}), callbacks=[Clock()],
+        args=SFTConfig(
+            output_dir=str(work.result.parent / "before"), dataset_text_field="text", packing=False,
+            max_length=preset.train.max_length, per_device_train_batch_size=2, gradient_accumulation_steps=4,
+            max_steps=work.steps, learning_rate=2e-4, optim="adamw_8bit", max_grad_norm=0.3, seed=3407, bf16=True,
+            logging_steps=1, save_strategy="no", report_to="none", include_num_input_tokens_seen="non_padding",
+        ),
+    )  # fmt: skip
+    trainer.train()
+    measured = (seen[-1] - seen[work.warm_up - 1]) / (ends[-1] - ends[work.warm_up - 1])
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    mean = sum(counts.values()) / len(counts)
+    work.result.write_text(json.dumps({"tokens_per_second": measured, "peak": peak, "mean_tokens": mean}))
+
+
+def run_stage(script: str, options: list[str]) -> None:
+    """Run a script of the project in a process of its own; print what it said if it fails."""
+    done = subprocess.run([sys.executable, str(PROJECT_DIR / script), *options], capture_output=True, text=True)
+    if done.returncode:
+        print(f"{script} {' '.join(options)}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
+
+
+def train_now(model: Path, outputs: Path, preset: str, options: list[str], work: Benchmark) -> dict[str, Any]:
+    """Run fine_tuning.py and return what its log and its manifest say."""
+    run_stage("fine_tuning.py", [
+        "--preset", preset, "--output-dir", str(outputs), "--model.name", str(model), "--model.backend", work.backend,
+        "--train.max-steps", str(work.steps), "--train.logging-steps", "1", "--train.validation-size", "8",
+        "--train.save-steps", "100000", "--generation.max-new-tokens", "1", *options,
+    ])  # fmt: skip
+    run_dir = outputs / preset
+    lines = [json.loads(line) for line in (run_dir / "training_log.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
+    first, last = lines[work.warm_up - 1], lines[-1]
+    metrics = json.loads((run_dir / "manifests" / "fine_tuning.json").read_text())["metrics"]
+    return {
+        "tokens_per_second": (last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"]),
+        "peak": metrics["peak_memory_gib"],
+        "expected": metrics["memory_estimate_gib"],
+        "how": f"{metrics['precision']}, {'' if metrics['checkpointing'] else 'no '}checkpointing, {metrics['passes']} x "
+        f"{metrics['tokens_of_largest_pass']:,} tokens",
+    }
+
+
+def matrix_rate() -> float:
+    """Return the floating point operations per second of a large bfloat16 matrix product on random data."""
+    import torch
+
+    left, right = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        left @ right
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(20):
+        left @ right
+    torch.cuda.synchronize()
+    return 20 * 2 * 8192**3 / (time.perf_counter() - started)
+
+
+def run(work: Benchmark) -> None:
+    """Print the table."""
+    import torch
+
+    rate = matrix_rate()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, matrix products at {rate / 1e12:.0f} TFLOP/s")
+    preset = SHAPES[work.shape][0]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = work.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        model, outputs, records = (
+            folder / f"{work.shape}-{work.layers or 'all'}",
+            folder / "outputs",
+            folder / "trn.json",
+        )
+        if not model.exists():
+            subprocess.run(
+                [sys.executable, __file__, "make-model", str(model), work.shape, str(work.layers or 0)], check=True
+            )
+        tokenizer = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+        words = sorted(
+            w[1:] for w in tokenizer["model"]["vocab"] if w.startswith("Ġ") and w[1:].isalpha() and w[1:].isascii()
+        )
+        write_records(records, words, 40 * work.steps + 4000)
+        run_stage(
+            "process_data.py",
+            [
+                "--preset",
+                preset,
+                "--output-dir",
+                str(outputs),
+                "--data.input",
+                str(records),
+                "--data.min-content-chars",
+                "1",
+            ]
+            + (
+                ["--data.read-title-from", "title", "--data.read-content-from", "content"]
+                if preset == "saude-phi3"
+                else []
+            ),
+        )
+        parameters = parameter_count(model)
+        print(
+            f"{work.shape}, {parameters / 1e9:.2f} billion parameters in blocks and head; {work.steps} steps, {work.warm_up} not timed"
+        )
+        print(f"{'set-up':<24}{'tokens/s':>9}{'ratio':>7}{'peak GiB':>10}{'expected':>10}{'of matrix rate':>16}   how")
+        before = None
+        for name in work.setups:
+            if name == "before":
+                result = measure_before(model, outputs, preset, work)
+                before = result["tokens_per_second"]
+            else:
+                result = train_now(model, outputs, preset, SETUPS.get(name, name.split()), work)
+            speed = result["tokens_per_second"]
+            share = speed * FLOPS_PER_PARAMETER * parameters / rate
+            print(
+                f"{name:<24}{speed:>9,.0f}{speed / before if before else float('nan'):>7.1f}{result['peak']:>10.2f}"
+                f"{result.get('expected', float('nan')):>10.2f}{share:>15.1%}    {result.get('how', 'Unsloth, 4bit, 2 x 4, checkpointing')}",
+                flush=True,
+            )
+
+
+def measure_before(model: Path, outputs: Path, preset: str, work: Benchmark) -> dict[str, Any]:
+    """Train as before on the texts that fine_tuning.py makes of the same records."""
+    from pipeline import language_model, prompts, records
+
+    data = records.open_processed(outputs / preset)
+    tokenizer = language_model.load_tokenizer(str(model))
+    made = prompts.make_prompt_format(PRESETS[preset].prompt, tokenizer)
+    texts = [made.prompt(title) + content + made.end for title, content in data.sample("train", 8 * work.steps + 64, 1)]
+    texts_file, result = outputs / "texts.json", outputs / "before.json"
+    texts_file.write_text(json.dumps(texts), encoding="utf-8")
+    command = [sys.executable, __file__, "before", str(model), str(texts_file), str(result)]
+    subprocess.run(
+        [*command, "--steps", str(work.steps), "--warm-up", str(work.warm_up)], check=True, capture_output=True
+    )
+    return json.loads(result.read_text())
+
+
+def parameter_count(model: Path) -> int:
+    """Return the weights that every token is multiplied with."""
+    from config import LoraConfig, ModelConfig
+    from pipeline.memory import model_size
+
+    size = model_size(ModelConfig(name=str(model)), LoraConfig())
+    return size.linear + size.hidden * size.vocabulary
+
+
+if __name__ == "__main__":
+    os.environ.update(HF_HUB_OFFLINE="1", UNSLOTH_DISABLE_STATISTICS="1")
+    if sys.argv[1:2] == ["before"]:
+        train_as_before(tyro.cli(Before, args=sys.argv[2:]))
+    elif sys.argv[1:2] == ["make-model"]:
+        make_model(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]) or None)
+    else:
+        run(tyro.cli(Benchmark, description=__doc__))

@@ -1,0 +1,252 @@
+"""How much memory a model needs, told before any is spent, and how a training is fitted into what is free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from config import LoraConfig, ModelConfig, TrainConfig
+from pipeline import bundled_models
+from pipeline.artifacts import UserError
+from pipeline.language_model import (
+    Backend,
+    Precision,
+    best_device,
+    helpful_loading_errors,
+    prepare_backend,
+    quantized_files,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+GIB = 2**30
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight: its 4 bits, and scales that are quantized themselves
+LOSS_BYTES_PER_LOGIT = 14.0  # logits of a chunk in 16 and 32 bits, their softmax and their gradient
+LOSS_CHUNK = 256  # tokens whose logits exist at a time
+KEPT_SHARE = {"unsloth": 0.68, "transformers": 1.2}  # of the inputs and outputs of a block's linear layers, in 16 bits
+DROPOUT_BYTES = 3  # of an input of the adapter: its value and whether it was dropped
+SPARE_SHARE = 0.05  # of the memory, for what is split into pieces too small to use
+ANSWERING_SHARE = 1.25  # memory to answer with, over that of the weights
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Counts of weights, from the model's config.json alone."""
+
+    linear: int
+    """Weights of the linear layers in the blocks, which 4 bits shrink."""
+    other: int
+    """Weights of embeddings, norms and output."""
+    adapter: int
+    """Weights of the LoRA adapter."""
+    layers: int
+    hidden: int
+    vocabulary: int
+    features: int
+    """Inputs and outputs of the linear layers of a block."""
+    adapter_inputs: int
+    """Inputs of the adapter in a block that are subject to dropout."""
+    largest: int
+    """Weights of the largest linear layer."""
+    quantized_files: bool
+    """Whether the files hold 4-bit weights, which are loaded first if 16 bits are wanted."""
+
+    def weights(self, precision: Precision) -> float:
+        """Return the bytes of the base model."""
+        return self.linear * (NF4_BYTES if precision == "4bit" else 2) + 2 * self.other
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes at the peak of a training, by what they are for."""
+
+    weights: float
+    adapter: float
+    """Its weights, gradients and the optimizer's state."""
+    activations: float
+    """What the backward pass needs of the forward pass, and the logits of the loss."""
+    loading: float
+    """Of the weights while they are loaded, which may be more than all of these."""
+
+    @property
+    def total(self) -> float:
+        """Return the peak."""
+        return max(self.weights + self.adapter + self.activations, self.loading)
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How a training is fitted into memory."""
+
+    precision: Precision
+    checkpointing: bool
+    passes: int
+    """Forward passes of an optimizer step on each device."""
+    tokens: int
+    """Of the largest forward pass."""
+    estimate: MemoryEstimate
+    free: float
+    """Bytes that may be used."""
+
+    def __str__(self) -> str:
+        """Return the plan as a user reads it."""
+        parts = (("weights", self.estimate.weights), ("adapter and optimizer", self.estimate.adapter),
+                 ("activations", self.estimate.activations))  # fmt: skip
+        shown = " + ".join(f"{name} {value / GIB:.1f}" for name, value in parts)
+        kept = "computed again" if self.checkpointing else "kept"
+        return (
+            f"Memory: {self.estimate.total / GIB:.1f} GiB expected ({shown}) of {self.free / GIB:.1f} GiB\n"
+            f"  base in {self.precision.replace('bit', ' bits')}, activations {kept}, {self.passes} "
+            f"pass{'es' * (self.passes > 1)} a step, of {self.tokens:,} tokens at most"
+        )
+
+
+def model_size(config: ModelConfig, lora: LoraConfig) -> ModelSize:
+    """Count the weights of a model; its files are not read."""
+    from transformers import AutoConfig
+
+    with helpful_loading_errors(config.name):
+        return size_of_architecture(AutoConfig.from_pretrained(bundled_models.resolve(config.name)), lora)
+
+
+def size_of_architecture(shape: PreTrainedConfig, lora: LoraConfig) -> ModelSize:
+    """Count the weights of a model with a config.json of transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape)
+    head = model.get_output_embeddings()
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    sizes = [m.in_features * m.out_features for m in linears.values()]
+    adapted = [m for name, m in linears.items() if name.rpartition(".")[2] in lora.target_modules]
+    linear, blocks = sum(sizes), shape.get_text_config().num_hidden_layers
+    return ModelSize(
+        linear=linear,
+        other=sum(weight.numel() for weight in model.parameters()) - linear,
+        adapter=lora.r * sum(m.in_features + m.out_features for m in adapted),
+        layers=blocks,
+        hidden=shape.get_text_config().hidden_size,
+        vocabulary=head.out_features,
+        features=sum(m.in_features + m.out_features for m in linears.values()) // blocks,
+        adapter_inputs=sum(m.in_features for m in adapted) // blocks if lora.dropout else 0,
+        largest=max(sizes),
+        quantized_files=getattr(shape, "quantization_config", None) is not None,
+    )
+
+
+def estimate_training(
+    size: ModelSize, backend: Backend, precision: Precision, checkpointing: bool, tokens: int, optimizer: str
+) -> MemoryEstimate:
+    """Estimate the peak of a training whose largest forward pass has so many tokens."""
+    optimizer_bytes = 8 if optimizer == "adamw_torch" else 2
+    block = tokens * (size.features * 2 * KEPT_SHARE[backend] + size.adapter_inputs * DROPOUT_BYTES)
+    kept = size.layers * block
+    if checkpointing:
+        # Unsloth keeps the inputs of the blocks in the memory of the CPU.
+        kept = block + (0 if backend == "unsloth" else size.layers * tokens * size.hidden * 2)
+    loss = min(tokens, LOSS_CHUNK) * size.vocabulary * LOSS_BYTES_PER_LOGIT
+    dequantized = 2 * size.largest if precision == "4bit" else 0
+    loading = size.weights(precision)
+    if size.quantized_files and precision == "16bit":
+        loading += size.weights("4bit")
+    return MemoryEstimate(
+        size.weights(precision), size.adapter * (4 + 4 + optimizer_bytes), kept + loss + dequantized, loading
+    )
+
+
+def plan_training(
+    size: ModelSize,
+    model: ModelConfig,
+    train: TrainConfig,
+    backend: Backend,
+    devices: int,
+    most_tokens: Callable[[int], int],
+) -> TrainingPlan:
+    """Choose the fastest way to train that fits into memory.
+
+    Fewer passes are faster than activations kept, and those than a base in 4 bits: see benchmarks/fine_tuning.py.
+
+    Args:
+        size: of the model.
+        model: says which precision is asked for.
+        train: says what else is asked for, and how much memory may be used.
+        backend: what trains.
+        devices: how many train together.
+        most_tokens: returns the tokens of the largest forward pass, for a number of passes per step over all devices.
+
+    Raises:
+        UserError: nothing fits; it names the setting to change.
+    """
+    free = free_memory() if train.memory_gb is None else min(free_memory(), train.memory_gb * GIB)
+    smallest = None
+    for passes in pass_counts(train, devices):
+        tokens = most_tokens(passes * devices)
+        for precision in precisions(model):
+            for checkpointing in {"auto": (False, True), "on": (True,), "off": (False,)}[train.gradient_checkpointing]:
+                estimate = estimate_training(size, backend, precision, checkpointing, tokens, train.optimizer)
+                plan = TrainingPlan(precision, checkpointing, passes, tokens, estimate, free)
+                if estimate.total <= free * (1 - SPARE_SHARE):
+                    return plan
+                if smallest is None or estimate.total < smallest.estimate.total:
+                    smallest = plan
+    needed = smallest.estimate
+    if needed.activations > needed.weights:
+        remedy = "Lower --train.max-length"
+    elif smallest.precision == "16bit" and best_device() == "cuda":
+        remedy = "Give --model.precision 4bit"
+    else:
+        remedy = "Take a smaller model with --model.name"
+    raise UserError(
+        f"The training needs {needed.total / GIB:.1f} GiB at least and {free / GIB:.1f} GiB are free. {remedy}"
+        + (", or raise --train.memory-gb." if train.memory_gb is not None else ".")
+    )
+
+
+def pass_counts(train: TrainConfig, devices: int) -> list[int]:
+    """Return the numbers of forward passes per step and device that are worth trying, ascending."""
+    if train.passes is not None:
+        return [train.passes]
+    most = train.tokens_per_step // 256 if train.batching == "packed" else math.ceil(train.records_per_step / devices)
+    return sorted({math.ceil(most / share) for share in range(1, most + 1)})
+
+
+def precisions(model: ModelConfig) -> tuple[Precision, ...]:
+    """Return the precisions that a model may be loaded in, the faster first."""
+    if model.precision == "auto":
+        return ("16bit", "4bit") if best_device() == "cuda" else ("16bit",)
+    return (model.precision,)
+
+
+def precision_to_answer(model: ModelConfig) -> Precision:
+    """Return the precision in which a model is loaded to answer: 16 bits if they fit."""
+    prepare_backend(model)
+    wanted = precisions(model)
+    if len(wanted) == 1:
+        return wanted[0]
+    if quantized_files(bundled_models.resolve(model.name)):
+        return "4bit"
+    needed = model_size(model, LoraConfig()).weights("16bit") * ANSWERING_SHARE
+    return "16bit" if needed <= free_memory() else "4bit"
+
+
+def free_memory() -> float:
+    """Return the free bytes of the GPU, or of the machine if it has none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def device_count() -> int:
+    """Return how many devices train together, as accelerate launch started them."""
+    from accelerate import PartialState
+
+    state: Any = PartialState()
+    return state.num_processes

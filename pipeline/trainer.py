@@ -1,0 +1,143 @@
+"""TRL's trainer, over records that lie end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.utils.data import DataLoader
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTConfig, SFTTrainer
+
+from config import TrainConfig
+from pipeline.batching import EVALUATION_TOKENS, IGNORED_LABEL, Batching, ForwardPasses, fill, token_counts
+from pipeline.language_model import LanguageModel
+
+
+def make_trainer(
+    tuned: LanguageModel,
+    arguments: SFTConfig,
+    batching: Batching,
+    train_set: Any,
+    validation_set: Any,
+    callbacks: Sequence[transformers.TrainerCallback],
+) -> SFTTrainer:
+    """Return a trainer of an adapter.
+
+    Args:
+        tuned: the base model with a new adapter.
+        arguments: from sft_arguments.
+        batching: how the training records are divided into forward passes.
+        train_set: a datasets.Dataset with the columns input_ids and labels.
+        validation_set: the same; it may be empty.
+        callbacks: told of what happens.
+    """
+    # cuDNN's attention prepares itself anew, for a sixth of a second, for each length of a record that it has not seen.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    transformers.set_seed(arguments.seed)
+    trainer = EndToEndTrainer(
+        model=tuned.model,
+        args=arguments,
+        train_dataset=train_set,
+        eval_dataset=validation_set if len(validation_set) else None,
+        processing_class=tuned.tokenizer,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.batching, trainer.backend = batching, tuned.backend
+    return trainer
+
+
+def sft_arguments(
+    train: TrainConfig, folder: Path, passes: int, checkpointing: bool, has_validation: bool, dtype: Any
+) -> SFTConfig:
+    """Return TRL's form of the training settings. The records come tokenized, with their labels.
+
+    Args:
+        train: the settings.
+        folder: of the checkpoints.
+        passes: forward passes of an optimizer step on this device; each is an item of the data.
+        checkpointing: whether activations are computed again in the backward pass.
+        has_validation: whether there are validation records.
+        dtype: of the base model.
+    """  # fmt: skip
+    evaluates = train.eval_steps is not None and has_validation
+    return SFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=passes,
+        num_train_epochs=train.epochs,
+        max_steps=train.max_steps or -1,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.scheduler,
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        optim=train.optimizer,
+        max_grad_norm=train.max_grad_norm,
+        gradient_checkpointing=checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=torch.cuda.is_available() and dtype == torch.bfloat16,
+        fp16=torch.cuda.is_available() and dtype == torch.float16,
+        seed=train.seed,
+        logging_steps=train.logging_steps,
+        logging_first_step=True,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=train.eval_steps if evaluates else None,
+        save_steps=train.save_steps,
+        save_total_limit=2,
+        include_num_input_tokens_seen="all",  # there is no padding
+        max_length=None,
+        padding_free=False,  # the rows are ours
+        dataset_kwargs={"skip_prepare_dataset": True},
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+class EndToEndTrainer(SFTTrainer):
+    """Trains on forward passes of any number of records, and measures the validation loss per token."""
+
+    batching: Batching
+    backend: str
+
+    # TRL's own also computes the entropy and accuracy of all tokens, which nothing here shows.
+    compute_loss = transformers.Trainer.compute_loss
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return the forward passes of the training."""
+        batches = self.batching.epoch(token_counts(self.train_dataset), 0)
+        return self._loader(ForwardPasses(self.train_dataset, batches, self.backend, self.batching))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[dict[str, Any]]:
+        """Return the forward passes of an evaluation."""
+        records = self.eval_dataset if eval_dataset is None else eval_dataset
+        lengths = token_counts(records)
+        batches = fill(range(len(lengths)), lengths, EVALUATION_TOKENS)
+        return self._loader(ForwardPasses(records, batches, self.backend))
+
+    def evaluation_loop(
+        self, dataloader: DataLoader[Any], description: str, *_: Any, metric_key_prefix: str = "eval", **__: Any
+    ) -> EvalLoopOutput:
+        """Return the mean loss of all tokens with a label, however they are divided into passes."""
+        self.model.eval()
+        sums = torch.zeros(2, device=self.args.device)  # loss, tokens
+        for inputs in dataloader:
+            inputs = self._prepare_inputs(inputs)
+            tokens = inputs["labels"][:, 1:].ne(IGNORED_LABEL).sum()
+            with torch.no_grad(), self.compute_loss_context_manager():
+                sums += torch.stack([self.model(**inputs)["loss"].float() * tokens, tokens])
+        loss, tokens = self.accelerator.reduce(sums).tolist()
+        self.model.train()
+        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss / tokens}, len(dataloader.dataset))
+
+    def _loader(self, passes: ForwardPasses) -> DataLoader[dict[str, Any]]:
+        loader = DataLoader(
+            passes, batch_size=1, collate_fn=lambda items: items[0], pin_memory=self.args.dataloader_pin_memory
+        )
+        return self.accelerator.prepare(loader)

@@ -1,0 +1,114 @@
+"""A training is fitted into memory before any is spent, in the fastest way that fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from config import ATTENTION_AND_MLP, PHI3_FUSED, LoraConfig, ModelConfig, TrainConfig
+from pipeline import memory
+from pipeline.artifacts import UserError
+from pipeline.memory import GIB, estimate_training, model_size, plan_training, size_of_architecture
+
+LORA = {
+    "llama": LoraConfig(r=32, alpha=32),
+    "phi3": LoraConfig(r=16, dropout=0.05, target_modules=PHI3_FUSED),
+    "mistral": LoraConfig(r=16),
+}
+# Peaks of torch.cuda.max_memory_allocated on an NVIDIA H100, from benchmarks/fine_tuning.py (torch 2.11), whose random models
+# of the Phi-3 architectures have 49,152 tokens, with 10 blocks in the last.
+MEASURED = [
+    ("llama", "unsloth", "16bit", False, 8190, 43.06),
+    ("llama", "unsloth", "16bit", False, 2358, 23.59),
+    ("llama", "unsloth", "4bit", True, 8190, 7.70),
+    ("llama", "unsloth", "4bit", True, 2358, 6.76),
+    ("llama", "transformers", "16bit", False, 8190, 64.11),
+    ("llama", "transformers", "16bit", False, 2358, 29.79),
+    ("phi3", "transformers", "16bit", False, 8191, 47.67),
+    ("phi3", "transformers", "16bit", True, 959, 9.33),
+    ("mistral", "unsloth", "16bit", False, 8177, 18.60),
+]
+
+
+@pytest.fixture(scope="module")
+def sizes():
+    from transformers import LlamaConfig, MistralConfig, Phi3Config
+
+    shapes = {
+        "llama": LlamaConfig(
+            hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+            num_key_value_heads=8, vocab_size=128256,
+        ),
+        "phi3": Phi3Config(
+            hidden_size=3072, intermediate_size=8192, num_hidden_layers=32, num_attention_heads=32,
+            num_key_value_heads=32, vocab_size=49152, pad_token_id=0,
+        ),
+        "mistral": MistralConfig(
+            hidden_size=5120, intermediate_size=17920, num_hidden_layers=10, num_attention_heads=40,
+            num_key_value_heads=10, vocab_size=49152,
+        ),
+    }  # fmt: skip
+    # The benchmark's files held 4-bit weights.
+    return {n: replace(size_of_architecture(shape, LORA[n]), quantized_files=True) for n, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(("architecture", "backend", "precision", "checkpointing", "tokens", "gib"), MEASURED)
+def test_the_estimate_is_within_15_percent_of_what_was_measured(
+    sizes, architecture, backend, precision, checkpointing, tokens, gib
+):
+    estimate = estimate_training(sizes[architecture], backend, precision, checkpointing, tokens, "adamw_8bit")
+    assert estimate.total / GIB == pytest.approx(gib, rel=0.15)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi3", "mistral"])
+def test_weights_are_counted_without_the_files(tiny_model, architecture):
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from pipeline.language_model import peft_lora_config
+
+    lora = LoraConfig(r=4, target_modules=PHI3_FUSED if architecture == "phi3" else ATTENTION_AND_MLP)
+    size = model_size(ModelConfig(name=str(tiny_model(architecture))), lora)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(architecture))
+    assert size.linear + size.other == model.num_parameters() and size.weights("16bit") == 2 * model.num_parameters()
+    assert size.adapter == get_peft_model(model, peft_lora_config(lora)).get_nb_trainable_parameters()[0]
+
+
+def plan(size, free_gib, monkeypatch, **settings):
+    monkeypatch.setattr(memory, "free_memory", lambda: free_gib * GIB)
+    monkeypatch.setattr(memory, "best_device", lambda: "cuda")
+    train = TrainConfig(batch_size=2, gradient_accumulation_steps=4, optimizer="adamw_8bit", **settings)
+    return plan_training(size, ModelConfig(), train, "unsloth", 1, lambda passes: 20_000 // passes)
+
+
+def test_less_memory_costs_speed_step_by_step(sizes, monkeypatch):
+    found = [plan(sizes["llama"], free, monkeypatch) for free in (100, 30, 12, 9.5, 8, 7.5)]
+    assert [(p.precision, p.checkpointing) for p in found[:3]] == [("16bit", False), ("16bit", True), ("4bit", True)]
+    assert [p.passes for p in found[:3]] == [1, 1, 1] and 1 < found[-1].passes <= 8
+    assert [p.passes for p in found] == sorted(p.passes for p in found)
+    assert all(p.estimate.total <= p.free for p in found)
+
+
+def test_a_limit_counts_like_a_smaller_card(sizes, monkeypatch):
+    assert plan(sizes["llama"], 80, monkeypatch, memory_gb=12) == plan(sizes["llama"], 12, monkeypatch)
+
+
+def test_what_cannot_fit_names_the_setting(sizes, monkeypatch):
+    with pytest.raises(UserError, match=r"6\.\d GiB at least and 4\.0 GiB are free\. Take a smaller model"):
+        plan(sizes["llama"], 4, monkeypatch)
+    with pytest.raises(UserError, match=r"Lower --train\.max-length, or raise --train\.memory-gb"):
+        plan(sizes["mistral"], 80, monkeypatch, memory_gb=3.9, passes=1, gradient_checkpointing="off")
+
+
+def test_without_cuda_there_are_16_bits_only(sizes, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: 7 * GIB)
+    with pytest.raises(UserError, match="GiB are free"):
+        plan_training(sizes["llama"], ModelConfig(), TrainConfig(), "transformers", 1, lambda _: 100)
+
+
+def test_every_number_of_passes_divides_a_step_among_the_devices():
+    assert memory.pass_counts(TrainConfig(batch_size=2, gradient_accumulation_steps=4), 1) == [1, 2, 3, 4, 8]
+    assert memory.pass_counts(TrainConfig(batch_size=2, gradient_accumulation_steps=4), 2) == [1, 2, 4]
+    assert memory.pass_counts(TrainConfig(passes=3), 1) == [3]
+    assert memory.pass_counts(TrainConfig(batching="packed", tokens_per_step=1024), 1) == [1, 2, 4]
