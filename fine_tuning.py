@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import random
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +23,11 @@ from pipeline import (
     generation,
     language_model,
     memory,
+    processes,
     prompts,
     questions,
     records,
+    training_data,
     training_report,
 )  # fmt: skip
 from pipeline.command_line import run_stage
@@ -39,40 +40,29 @@ def run(config: Config) -> Path:
     """Train the adapter and return the path of lora_model/."""
     check_optimizer(config.train)
     backend = language_model.prepare_backend(config.model)
-    import torch
-
-    from pipeline.attention import end_to_end_attention
-    from pipeline.trainer import make_trainer, sft_arguments
-    from pipeline.training_log import TrainingLog, start_log
-
     data = records.open_processed(config.run_dir)
-    log = config.run_dir / "training_log.jsonl"
     settings = {name: getattr(config, name) for name in ("prompt", "model", "lora", "train", "generation", "questions")}
-    with artifacts.stage_manifest(config.run_dir, "fine_tuning", settings, [data.path]) as metrics:
+    with processes.one_speaks(), contextlib.ExitStack() as stack:
+        metrics: dict[str, Any] = {}
+        if processes.is_main():
+            metrics = stack.enter_context(
+                artifacts.stage_manifest(config.run_dir, "fine_tuning", settings, [data.path])
+            )
         with language_model.helpful_loading_errors(config.model.name):
             tokenizer = language_model.load_tokenizer(bundled_models.resolve(config.model.name))
         prompt_format = prompts.make_prompt_format(config.prompt, tokenizer)
-        train_set, validation_set = build_datasets(config, data, tokenizer, prompt_format, metrics)
+        train_set, validation_set = training_data.build_datasets(config, data, tokenizer, prompt_format, metrics)
         plan, batching = plan_training(config, backend, train_set)
         base = load_base(config, plan, metrics)
         tuned = language_model.add_adapter(base, config.lora, config.train.seed, plan.checkpointing)
         training_report.print_parameters(tuned, metrics)
-        # Only now: a model that cannot be loaded must not cost the checkpoints of the run before.
-        folder = config.run_dir / "checkpoints"
-        checkpoint = checkpoints.prepare(folder, resume_settings(config, data), config.train.resume)
-        start_log(log, checkpoints.step_of(checkpoint) if checkpoint else None)
-        arguments = sft_arguments(
-            config.train, folder, plan.passes, plan.checkpointing, len(validation_set) > 0, base.model.dtype
-        )
-        trainer = make_trainer(tuned, arguments, batching, train_set, validation_set, [TrainingLog(log)])
-        with end_to_end_attention(tuned.model) if backend == "transformers" else contextlib.nullcontext():
-            metrics.update(train(trainer, log, checkpoint))
-        training_report.print_statistics(metrics)
-        draw_curve(config, log)
-        folder = save_adapter(config, tuned, prompt_format)
-        with torch.no_grad():
+        train(config, data, tuned, plan, batching, train_set, validation_set, metrics)
+        if processes.is_main():
+            draw_curve(config)
+            save_adapter(config, tuned, prompt_format)
             test_queries(config, data, tuned, prompt_format)
-    return folder
+        processes.wait_for_all()
+    return config.run_dir / "lora_model"
 
 
 def check_optimizer(train: TrainConfig) -> None:
@@ -83,79 +73,16 @@ def check_optimizer(train: TrainConfig) -> None:
         )
 
 
-def resume_settings(config: Config, data: records.ProcessedData) -> dict[str, Any]:
+def resume_settings(config: Config, data: records.ProcessedData, plan: memory.TrainingPlan) -> dict[str, Any]:
     """Return what an interrupted run must have in common with the one that goes on."""
     settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("prompt", "model", "lora", "train")}
-    del settings["train"]["resume"]
+    for name in ("resume", "memory_gb", "gradient_checkpointing"):
+        del settings["train"][name]
+    settings["model"]["precision"] = plan.precision
+    # What a packed step holds depends on how it is divided.
+    settings["train"]["passes"] = plan.passes if config.train.batching == "packed" else None
     flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
     return {**flat, "data": artifacts.file_hash(data.path)}
-
-
-def build_datasets(
-    config: Config,
-    data: records.ProcessedData,
-    tokenizer: Any,
-    prompt_format: prompts.PromptFormat,
-    metrics: dict[str, Any],
-) -> tuple[Any, Any]:
-    """Draw and tokenize training and validation records; write the training records to trn_processed_dataset.json."""
-    import msgspec
-
-    train = config.train
-    drawn = data.sample("train", train.records_wanted, train.seed)
-    validation = data.sample("validation", train.validation_size, train.seed)
-    if not drawn:
-        raise artifacts.UserError(f"No record of {data.path} is in the training split. Bring more data.")
-    if train.batching == "packed" and train.max_steps is not None:
-        drawn = enough_records(drawn, train, tokenizer, prompt_format)
-    with records.array_writer(config.run_dir / "trn_processed_dataset.json") as write:
-        for title, content in drawn:
-            write(msgspec.json.encode({"instruction": prompt_format.instruction, "input": title, "output": content}))
-
-    print("Dataset (trn_processed_dataset.json holds the training records):")
-    train_set = tokenize(drawn, "training", tokenizer, prompt_format, train, metrics)
-    validation_set = tokenize(validation, "validation", tokenizer, prompt_format, train, metrics)
-    if len(train_set) == 0:
-        raise artifacts.UserError("Every prompt fills --train.max-length. Raise it.")
-    first = drawn[0]
-    print(f"  instruction: {prompt_format.instruction}\n  input: {first[0]}\n  output: {first[1][:300]}\n")
-    return train_set, validation_set
-
-
-def enough_records(
-    drawn: list[tuple[str, str]], train: TrainConfig, tokenizer: Any, prompt_format: prompts.PromptFormat
-) -> list[tuple[str, str]]:
-    """Return as many of the records, at random, as the steps of a packed training can hold."""
-    drawn = random.Random(train.seed).sample(drawn, len(drawn))
-    room = train.max_steps * train.tokens_per_step
-    for count, (title, content) in enumerate(drawn):
-        if room <= 0:
-            return drawn[:count]
-        example = prompts.training_example(prompt_format, tokenizer, title, content, train.max_length)
-        room -= len(example.input_ids) if example else 0
-    return drawn
-
-
-def tokenize(
-    pairs: list[tuple[str, str]], name: str, tokenizer: Any, prompt_format: prompts.PromptFormat,
-    train: TrainConfig, metrics: dict[str, Any],
-) -> Any:  # fmt: skip
-    """Return the dataset of tokenized (title, content) pairs; print and note what was cut and what was dropped."""
-    from datasets import Dataset
-
-    examples = [
-        prompts.training_example(prompt_format, tokenizer, title, content, train.max_length, train.loss_on)
-        for title, content in pairs
-    ]
-    kept = [example for example in examples if example is not None]
-    cut, dropped = sum(example.cut for example in kept), len(examples) - len(kept)
-    tokens = sum(len(example.input_ids) for example in kept)
-    print(f"  {name:<11}{len(kept):>8,} records {tokens:>11,} tokens; {cut:,} answers cut at "
-          f"{train.max_length} tokens, {dropped:,} dropped because the prompt fills them")  # fmt: skip
-    metrics[f"{name}_records"], metrics[f"{name}_tokens"] = len(kept), tokens
-    metrics[f"{name}_cut"], metrics[f"{name}_dropped"] = cut, dropped
-    columns = {"input_ids": [e.input_ids for e in kept], "labels": [e.labels for e in kept]}
-    return Dataset.from_dict(columns)
 
 
 def plan_training(
@@ -164,7 +91,7 @@ def plan_training(
     """Fit the training into memory; return how it is done, and how the records are divided into forward passes."""
     from pipeline.batching import Batching, token_counts
 
-    train, devices, lengths = config.train, memory.device_count(), token_counts(train_set)
+    train, devices, lengths = config.train, processes.device_count(), token_counts(train_set)
 
     def batching(passes: int) -> Batching:
         packed = train.tokens_per_step if train.batching == "packed" else None
@@ -191,10 +118,44 @@ def load_base(config: Config, plan: memory.TrainingPlan, metrics: dict[str, Any]
     return base
 
 
-def train(trainer: Any, log: Path, checkpoint: Path | None) -> dict[str, Any]:
-    """Evaluate, train, evaluate, and return the figures of the run."""
-    from pipeline.training_log import validation_losses
+def train(
+    config: Config,
+    data: records.ProcessedData,
+    tuned: language_model.LanguageModel,
+    plan: memory.TrainingPlan,
+    batching: Batching,
+    train_set: Any,
+    validation_set: Any,
+    metrics: dict[str, Any],
+) -> None:
+    """Evaluate, train, evaluate; print the figures of the run and note them in `metrics`."""
+    from pipeline.attention import end_to_end_attention
+    from pipeline.trainer import make_trainer, sft_arguments
+    from pipeline.training_log import TrainingLog, start_log
 
+    folder, log = config.run_dir / "checkpoints", config.run_dir / "training_log.jsonl"
+    # Only now: a model that cannot be loaded must not cost the checkpoints of the run before.
+    settings = resume_settings(config, data, plan)
+    checkpoint = checkpoints.find(folder, settings) if config.train.resume else None
+    processes.wait_for_all()
+    if processes.is_main():
+        if checkpoint is None:
+            checkpoints.start(folder, settings)
+        start_log(log, checkpoints.step_of(checkpoint) if checkpoint else None)
+    arguments = sft_arguments(
+        config.train, folder, plan.passes, plan.checkpointing, len(validation_set) > 0, tuned.model.dtype
+    )
+    callbacks = [TrainingLog(log)] if processes.is_main() else []
+    trainer = make_trainer(tuned, arguments, batching, train_set, validation_set, callbacks)
+    with end_to_end_attention(tuned.model) if tuned.backend == "transformers" else contextlib.nullcontext():
+        figures = run_trainer(trainer, checkpoint)
+    if processes.is_main():
+        metrics.update(figures, **validation_figures(log))
+        training_report.print_statistics(metrics)
+
+
+def run_trainer(trainer: Any, checkpoint: Path | None) -> dict[str, Any]:
+    """Evaluate, train, evaluate, and return the figures of the training."""
     has_validation = trainer.eval_dataset is not None
     if has_validation and checkpoint is None:
         print("Measuring the validation loss before training …", flush=True)
@@ -210,12 +171,13 @@ def train(trainer: Any, log: Path, checkpoint: Path | None) -> dict[str, Any]:
     state = trainer.state
     session = [line for line in state.log_history if line["step"] > first_step]
     training_seconds = seconds - sum(line.get("eval_runtime", 0) for line in session)
-    if has_validation and state.global_step not in validation_losses(log):
+    if has_validation and not any(
+        "eval_loss" in line for line in state.log_history if line["step"] == state.global_step
+    ):
         trainer.evaluate()
-    losses = validation_losses(log)
     steps = state.global_step - first_step
     samples = (state.epoch - first_epoch) * len(trainer.train_dataset)
-    figures: dict[str, Any] = {
+    return {
         "steps": state.global_step,
         "epochs": round(state.epoch, 3),
         "seconds": round(seconds, 1),
@@ -226,27 +188,38 @@ def train(trainer: Any, log: Path, checkpoint: Path | None) -> dict[str, Any]:
         "mean_training_loss": round(result.training_loss * state.global_step / max(steps, 1), 4),
         "peak_memory_gib": round(training_report.peak_memory_gib(), 2),
     }
-    if losses:
-        first, last = losses[min(losses)], losses[max(losses)]
-        figures |= {"validation_loss_before": first, "validation_loss_after": last}
-        figures |= {"perplexity_before": math.exp(min(first, 100)), "perplexity_after": math.exp(min(last, 100))}
-    return figures
 
 
-def save_adapter(config: Config, tuned: language_model.LanguageModel, prompt_format: prompts.PromptFormat) -> Path:
+def validation_figures(log: Path) -> dict[str, float]:
+    """Return the first and the last validation loss in a training log, and the perplexities that they stand for."""
+    from pipeline.training_log import validation_losses
+
+    losses = validation_losses(log)
+    if not losses:
+        return {}
+    first, last = losses[min(losses)], losses[max(losses)]
+    return {
+        "validation_loss_before": first,
+        "validation_loss_after": last,
+        "perplexity_before": math.exp(min(first, 100)),
+        "perplexity_after": math.exp(min(last, 100)),
+    }
+
+
+def save_adapter(config: Config, tuned: language_model.LanguageModel, prompt_format: prompts.PromptFormat) -> None:
     """Write lora_model/: the adapter, the tokenizer and the prompt format."""
     folder = config.run_dir / "lora_model"
     with artifacts.atomic_path(folder) as temporary:
         tuned.model.save_pretrained(temporary)
         tuned.tokenizer.save_pretrained(temporary)
         prompt_format.save(temporary)
-    return folder
 
 
-def draw_curve(config: Config, log: Path) -> None:
+def draw_curve(config: Config) -> None:
     """Write loss_curve.png."""
     from pipeline.training_log import draw_loss_curve
 
+    log = config.run_dir / "training_log.jsonl"
     with artifacts.atomic_path(config.run_dir / "loss_curve.png") as picture:
         draw_loss_curve(log, picture, f"{config.model.name}, preset {config.preset}")
 

@@ -8,30 +8,28 @@ from typing import Any
 
 from pipeline.artifacts import UserError, read_json, write_json
 
+SETTINGS_FILE = "settings.json"
 
-def prepare(folder: Path, settings: dict[str, Any], resume: bool) -> Path | None:
-    """Return the checkpoint to go on from; without `resume`, empty the folder and return None.
 
-    Args:
-        folder: where the trainer saves.
-        settings: what the run that goes on must have in common with the interrupted one, as flat names and values.
-        resume: whether to go on.
+def start(folder: Path, settings: dict[str, Any]) -> None:
+    """Empty the folder that the trainer saves in, and note the settings of the run as flat names and values."""
+    shutil.rmtree(folder, ignore_errors=True)
+    write_json(folder / SETTINGS_FILE, settings)
+
+
+def find(folder: Path, settings: dict[str, Any]) -> Path:
+    """Return the last checkpoint of an interrupted run that had the same settings.
 
     Raises:
         UserError: there is no complete checkpoint, or its run had other settings.
     """
-    file = folder / "settings.json"
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(file, settings)
-        return None
     # trainer_state.json is written last.
     complete = [
         checkpoint for checkpoint in folder.glob("checkpoint-*") if (checkpoint / "trainer_state.json").exists()
     ]
     if not complete:
         raise UserError(f"There is no checkpoint in {folder} to resume from. Run without --train.resume.")
-    before = read_json(file)
+    before = read_json(folder / SETTINGS_FILE)
     changed = [name for name, value in settings.items() if before.get(name) != _as_json(value)]
     if changed:
         raise UserError(

@@ -93,7 +93,7 @@ def run_stage(
         config, own = parse(stage, description or "", options, sys.argv[1:])
         print_settings(stage, config)
         written = run(config) if options is NoOptions else run(config, own)
-        if written is not None:
+        if written is not None and os.environ.get("RANK", "0") == "0":  # of the processes that train, one tells
             print(f"\nWritten: {written}")
             if next_stage:
                 print(f"Next:    {next_command(next_stage, config)}")

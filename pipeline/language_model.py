@@ -245,10 +245,17 @@ def _load_with_transformers(path: str, precision: Precision) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch.bfloat16,
-            device_map=best_device(),
+            device_map=_device_map(),
             use_safetensors=True,
             **({"quantization_config": quantization} if quantization and not quantized_files(path) else {}),
         )
+
+
+def _device_map() -> dict[str, Any]:
+    import torch
+
+    # Of several processes, each has a GPU of its own.
+    return {"": torch.cuda.current_device() if best_device() == "cuda" else best_device()}
 
 
 def quantized_files(path: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from config import LoraConfig, ModelConfig, TrainConfig
 from pipeline import bundled_models
@@ -242,11 +242,3 @@ def free_memory() -> float:
     import psutil
 
     return psutil.virtual_memory().available
-
-
-def device_count() -> int:
-    """Return how many devices train together, as accelerate launch started them."""
-    from accelerate import PartialState
-
-    state: Any = PartialState()
-    return state.num_processes

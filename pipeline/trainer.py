@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from config import TrainConfig
 from pipeline.batching import EVALUATION_TOKENS, IGNORED_LABEL, Batching, ForwardPasses, fill, token_counts
-from pipeline.language_model import LanguageModel
+from pipeline.language_model import LanguageModel, best_device
 
 
 def make_trainer(
@@ -79,6 +79,7 @@ def sft_arguments(
         weight_decay=train.weight_decay,
         optim=train.optimizer,
         max_grad_norm=train.max_grad_norm,
+        use_cpu=best_device() == "cpu",
         gradient_checkpointing=checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         bf16=torch.cuda.is_available() and dtype == torch.bfloat16,
