@@ -14,7 +14,6 @@ from typing import Literal
 PROJECT_DIR = Path(__file__).resolve().parent
 
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-LEAST_TOKENS = 16  # of a record with its prompt
 PHI3_FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
 
@@ -215,9 +214,15 @@ class TrainConfig:
     @property
     def records_wanted(self) -> int | None:
         """Training records that can be used at most; None if there is no limit."""
-        per_step = self.tokens_per_step // LEAST_TOKENS if self.batching == "packed" else self.records_per_step
-        limits = [self.sample_size, self.max_steps and self.max_steps * per_step]
+        limits = [self.sample_size]
+        if self.max_steps and self.batching == "faithful":
+            limits.append(self.max_steps * self.records_per_step)
         return min((limit for limit in limits if limit), default=None)
+
+    @property
+    def tokens_wanted(self) -> int | None:
+        """Training tokens that can be used at most; None if there is no limit."""
+        return self.max_steps * self.tokens_per_step if self.max_steps and self.batching == "packed" else None
 
 
 @dataclass(frozen=True)
@@ -246,6 +251,8 @@ class QuestionsConfig:
     """Titles that are always asked."""
     held_out: int = 4
     """Titles of the test split, drawn at random, that are asked too."""
+    probe: str | None = None
+    """Question about the first title, written {title}, that is asked before and after the training (stage 3)."""
     seed: int = 3407
     """Seed of the draw."""
 
@@ -432,6 +439,8 @@ _BOOKS_PHI3_MEDIUM = Config(
     model=ModelConfig(name="unsloth/Phi-3-medium-4k-instruct"),
     train=TrainConfig(
         max_steps=100,
+        batching="packed",
+        tokens_per_step=2 * 8 * 2048,
         batch_size=2,
         gradient_accumulation_steps=8,
         scheduler="cosine",
@@ -441,7 +450,7 @@ _BOOKS_PHI3_MEDIUM = Config(
         logging_steps=1,
         eval_steps=25,
     ),
-    questions=QuestionsConfig(held_out=10),
+    questions=QuestionsConfig(held_out=10, probe="what is the minimum recommended age for reading {title} and why?"),
     rag=RagConfig(embedding_model="sentence-transformers/all-mpnet-base-v2"),
 )
 

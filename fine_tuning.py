@@ -56,8 +56,11 @@ def run(config: Config) -> Path:
         base = load_base(config, plan, metrics)
         tuned = language_model.add_adapter(base, config.lora, config.train.seed, plan.checkpointing)
         training_report.print_parameters(tuned, metrics)
+        probe = ask_probe(config, data, tuned, prompt_format, "before")
         train(config, data, tuned, plan, batching, train_set, validation_set, metrics)
         if processes.is_main():
+            probe |= ask_probe(config, data, tuned, prompt_format, "after")
+            metrics.update({"probe": probe} if probe else {})
             draw_curve(config)
             save_adapter(config, tuned, prompt_format)
             test_queries(config, data, tuned, prompt_format)
@@ -83,6 +86,24 @@ def resume_settings(config: Config, data: records.ProcessedData, plan: memory.Tr
     settings["train"]["passes"] = plan.passes if config.train.batching == "packed" else None
     flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
     return {**flat, "data": artifacts.file_hash(data.path)}
+
+
+def ask_probe(
+    config: Config,
+    data: records.ProcessedData,
+    tuned: language_model.LanguageModel,
+    prompt_format: prompts.PromptFormat,
+    when: str,
+) -> dict[str, str]:
+    """Ask the question of --questions.probe, print and return it with the answer, under the name of when it was asked."""
+    if config.questions.probe is None or not processes.is_main():
+        return {}
+    question = config.questions.probe.replace("{title}", questions.choose_questions(data, config.questions)[0].title)
+    answering = language_model.between_steps(tuned)
+    answer = generation.generate(answering, prompt_format, [prompt_format.plain(question)], config.generation)[0].text
+    language_model.for_training(tuned)
+    print(f"Probe question, {when} the training: {question}\n{answer}\n", flush=True)
+    return {"question": question, when: answer}
 
 
 def plan_training(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 MAX_LOAD = 0.8  # share of a hash table's places that may be taken
-SPARE_PLACES = 1.5  # places made for each expected hash
+SPARE_PLACES = 1.4  # places made for each expected hash
 
 
 class SeenHashes:

@@ -28,6 +28,8 @@ LOSS_BYTES_PER_LOGIT = 14.0  # logits of a chunk in 16 and 32 bits, their softma
 LOSS_CHUNK = 256  # tokens whose logits exist at a time
 KEPT_SHARE = {"unsloth": 0.68, "transformers": 1.2}  # of the inputs and outputs of a block's linear layers, in 16 bits
 DROPOUT_BYTES = 3  # of an input of the adapter: its value and whether it was dropped
+CPU_KEPT = 3.0  # times what a GPU keeps: a CPU's allocator holds on to pieces that fit no later record
+CPU_PROGRAM = 1.0 * GIB  # Python and the libraries
 SPARE_SHARE = 0.05  # of the memory, for what is split into pieces too small to use
 ANSWERING_SHARE = 1.25  # memory to answer with, over that of the weights
 
@@ -153,9 +155,10 @@ def estimate_training(
     loading = size.weights(precision)
     if size.quantized_files and precision == "16bit":
         loading += size.weights("4bit")
-    return MemoryEstimate(
-        size.weights(precision), size.adapter * (4 + 4 + optimizer_bytes), kept + loss + dequantized, loading
-    )
+    activations = kept + loss + dequantized
+    if best_device() == "cpu":
+        activations, loading = CPU_KEPT * activations + CPU_PROGRAM, loading + CPU_PROGRAM
+    return MemoryEstimate(size.weights(precision), size.adapter * (4 + 4 + optimizer_bytes), activations, loading)
 
 
 def plan_training(

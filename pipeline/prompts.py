@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,6 +60,10 @@ class PromptFormat:
         else:
             question = _fill(self.question, self.neutral(title))
         return self.before + question + self.after
+
+    def plain(self, question: str) -> str:
+        """Return the prompt of a question of any kind, without the instruction that the records are asked with."""
+        return self.before + self.neutral(question) + self.after
 
     def source_text(self, title: str, content: str) -> str:
         """Return a record as it is given to a model as context."""
@@ -144,32 +149,37 @@ class TrainingExample:
     """Whether the answer was longer than max_length allows, so that its end is missing."""
 
 
-def training_example(
+def training_examples(
     prompt_format: PromptFormat,
     tokenizer: PreTrainedTokenizerBase,
-    title: str,
-    answer: str,
+    records: Sequence[tuple[str, str]],
     max_length: int,
     loss_on: Literal["answer", "all"] = "answer",
-) -> TrainingExample | None:
-    """Tokenize a record for training; None if the prompt leaves no room for an answer in max_length tokens.
+) -> list[TrainingExample | None]:
+    """Tokenize (title, answer) records for training; None where the prompt leaves no room in max_length tokens.
 
     The ids of the prompt are those of the generation prompt, token for token, and the end token carries a label.
     """
-    prompt = prompt_format.prompt(title)
-    start = prompt_ids(prompt_format, tokenizer, prompt)
-    text = prompt_format.bos + prompt + prompt_format.neutral(answer.strip())
-    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if whole[: len(start)] != start:
-        raise UserError(
-            f"The tokenizer joins the end of the prompt {prompt[-20:]!r} with the answer, so a model trained on it would "
-            "not know its own prompt. Use --prompt.format alpaca, or a model with another chat template."
-        )
-    ids = [*whole, end_id(prompt_format, tokenizer)]
-    if len(start) >= max_length:
-        return None
-    labels = ids if loss_on == "all" else [-100] * len(start) + ids[len(start) :]
-    return TrainingExample(ids[:max_length], labels[:max_length], cut=len(ids) > max_length)
+    prompts = [prompt_format.bos + prompt_format.prompt(title) for title, _ in records]
+    texts = [
+        prompt + prompt_format.neutral(answer.strip()) for prompt, (_, answer) in zip(prompts, records, strict=True)
+    ]
+    starts = tokenizer(prompts, add_special_tokens=False)["input_ids"] if records else []
+    wholes = tokenizer(texts, add_special_tokens=False)["input_ids"] if records else []
+    end = end_id(prompt_format, tokenizer)
+    examples: list[TrainingExample | None] = []
+    for prompt, start, whole in zip(prompts, starts, wholes, strict=True):
+        if whole[: len(start)] != start:
+            raise UserError(
+                f"The tokenizer joins the end of the prompt {prompt[-20:]!r} with the answer, so a model trained on it "
+                "would not know its own prompt. Use --prompt.format alpaca, or a model with another chat template."
+            )
+        ids = [*whole, end]
+        labels = ids if loss_on == "all" else [-100] * len(start) + ids[len(start) :]
+        fits = len(start) < max_length
+        cut = len(ids) > max_length
+        examples.append(TrainingExample(ids[:max_length], labels[:max_length], cut) if fits else None)
+    return examples
 
 
 def _asked(instruction: str) -> str:

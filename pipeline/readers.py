@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pipeline.artifacts import UserError
 
-BLOCK_BYTES = 1 << 19
+BLOCK_BYTES = 3 << 17
 BLOCK_ROWS = 1024
 MAX_LINE_BYTES = 8 << 20
 TOO_LONG = f"line longer than {MAX_LINE_BYTES >> 20} MiB"

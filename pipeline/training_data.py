@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from config import Config, TrainConfig
@@ -12,6 +14,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+Pairs = list[tuple[str, str]]
+Tokenize = Callable[[Pairs], "list[prompts.TrainingExample | None]"]
+AT_A_TIME = 1000  # records that are tokenized together
+MORE_THAN_EXPECTED = 1.5  # records drawn for a number of tokens, over what the first of them let expect
+
 
 def build_datasets(
     config: Config,
@@ -20,16 +27,26 @@ def build_datasets(
     prompt_format: prompts.PromptFormat,
     metrics: dict[str, Any],
 ) -> tuple[Dataset, Dataset]:
-    """Draw and tokenize training and validation records; write the training records to trn_processed_dataset.json."""
+    """Draw and tokenize training and validation records; write the training records to trn_processed_dataset.json.
+
+    Of the data, however large, only what the training can use is ever in memory.
+    """
     import msgspec
 
     train = config.train
-    drawn = data.sample("train", train.records_wanted, train.seed)
+
+    def tokenize(pairs: Pairs) -> list[prompts.TrainingExample | None]:
+        return prompts.training_examples(prompt_format, tokenizer, pairs, train.max_length, train.loss_on)
+
+    drawn = draw(data, train, tokenize)
     validation = data.sample("validation", train.validation_size, train.seed)
     if not drawn:
         raise artifacts.UserError(f"No record of {data.path} is in the training split. Bring more data.")
-    if train.batching == "packed" and train.max_steps is not None:
-        drawn = enough_records(drawn, train, tokenizer, prompt_format)
+    examples = until_enough(
+        (e for start in range(0, len(drawn), AT_A_TIME) for e in tokenize(drawn[start : start + AT_A_TIME])),
+        train.tokens_wanted,
+    )
+    drawn = drawn[: len(examples)]
     if processes.is_main():
         with records.array_writer(config.run_dir / "trn_processed_dataset.json") as write:
             for title, content in drawn:
@@ -37,8 +54,8 @@ def build_datasets(
                 write(msgspec.json.encode(record))
 
     print("Dataset (trn_processed_dataset.json holds the training records):")
-    train_set = tokenize(drawn, "training", tokenizer, prompt_format, train, metrics)
-    validation_set = tokenize(validation, "validation", tokenizer, prompt_format, train, metrics)
+    train_set = make_dataset(examples, "training", train, metrics)
+    validation_set = make_dataset(tokenize(validation), "validation", train, metrics)
     if len(train_set) == 0:
         raise artifacts.UserError("Every prompt fills --train.max-length. Raise it.")
     first = drawn[0]
@@ -46,34 +63,42 @@ def build_datasets(
     return train_set, validation_set
 
 
-def enough_records(
-    drawn: list[tuple[str, str]],
-    train: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_format: prompts.PromptFormat,
-) -> list[tuple[str, str]]:
-    """Return as many of the records, at random, as the steps of a packed training can hold."""
-    drawn = random.Random(train.seed).sample(drawn, len(drawn))
-    room = train.max_steps * train.tokens_per_step
-    for count, (title, content) in enumerate(drawn):
-        if room <= 0:
-            return drawn[:count]
-        example = prompts.training_example(prompt_format, tokenizer, title, content, train.max_length)
-        room -= len(example.input_ids) if example else 0
+def draw(data: records.ProcessedData, train: TrainConfig, tokenize: Tokenize) -> Pairs:
+    """Return training records drawn at random, at least as many as the training can use."""
+    wanted = train.records_wanted
+    if train.tokens_wanted is not None:
+        first = [pair for pair in itertools.islice(data, AT_A_TIME) if data.split_of(pair[0]) == "train"]
+        lengths = [len(example.input_ids) for example in tokenize(first) if example is not None]
+        if lengths:
+            expected = int(MORE_THAN_EXPECTED * train.tokens_wanted * len(lengths) / sum(lengths)) + 1
+            wanted = min(expected, wanted or expected)
+    drawn = data.sample("train", wanted, train.seed)
+    if train.tokens_wanted is not None:
+        random.Random(train.seed).shuffle(drawn)  # since only the first of them are used
     return drawn
 
 
-def tokenize(
-    pairs: list[tuple[str, str]], name: str, tokenizer: PreTrainedTokenizerBase, prompt_format: prompts.PromptFormat,
-    train: TrainConfig, metrics: dict[str, Any],
-) -> Dataset:  # fmt: skip
-    """Return the dataset of tokenized (title, content) pairs; print and note what was cut and what was dropped."""
+def until_enough(
+    examples: Iterable[prompts.TrainingExample | None], most_tokens: int | None
+) -> list[prompts.TrainingExample | None]:
+    """Return examples until they have so many tokens, or all; None among them has no tokens."""
+    if most_tokens is None:
+        return list(examples)
+    taken: list[prompts.TrainingExample | None] = []
+    for example in examples:
+        taken.append(example)
+        most_tokens -= len(example.input_ids) if example is not None else 0
+        if most_tokens <= 0:
+            break
+    return taken
+
+
+def make_dataset(
+    examples: list[prompts.TrainingExample | None], name: str, train: TrainConfig, metrics: dict[str, Any]
+) -> Dataset:
+    """Return the dataset of tokenized records; print and note what was cut and what was dropped."""
     from datasets import Dataset
 
-    examples = [
-        prompts.training_example(prompt_format, tokenizer, title, content, train.max_length, train.loss_on)
-        for title, content in pairs
-    ]
     kept = [example for example in examples if example is not None]
     cut, dropped = sum(example.cut for example in kept), len(examples) - len(kept)
     tokens = sum(len(example.input_ids) for example in kept)

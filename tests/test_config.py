@@ -110,7 +110,8 @@ def test_books_preset():
     train = preset.train
     assert (train.batch_size, train.gradient_accumulation_steps, train.max_steps) == (2, 8, 100)
     assert (train.scheduler, train.warmup_steps) == ("cosine", 5)
-    assert train.records_wanted == 1600
+    assert train.batching == "packed" and train.tokens_wanted == 100 * 16 * 2048 and train.records_wanted is None
+    assert preset.questions.probe == "what is the minimum recommended age for reading {title} and why?"
 
 
 @pytest.mark.parametrize("make", [

@@ -124,6 +124,27 @@ def test_training_leaves_a_log_a_picture_a_dataset_and_figures(config, capsys):
     assert {data.split_of(record["input"]) for record in dataset} == {"train"}
 
 
+def test_packed_steps_take_tokens_and_the_probe_is_asked_before_and_after(config, capsys):
+    packed = replace(config.train, batching="packed", tokens_per_step=600, max_steps=3, learning_rate=2e-2)
+    probe = replace(config.questions, probe="Who is {title} for?")
+    packed_config = replace(config, train=packed, questions=probe)
+    process_data.run(packed_config)
+    fine_tuning.run(packed_config)
+    metrics = artifacts.read_manifest(config.run_dir, "fine_tuning")["metrics"]
+    assert metrics["steps"] == 3 and 1800 <= metrics["training_tokens"] <= 1800 + config.train.max_length
+    assert 1 < metrics["tokens_of_largest_pass"] <= 600
+    assert metrics["probe"]["question"] == "Who is Nothing of this name for?"
+    assert set(metrics["probe"]) == {"question", "before", "after"}
+    assert metrics["probe"]["before"] != metrics["probe"]["after"]
+    assert capsys.readouterr().out.count("Probe question") == 2
+    dataset = artifacts.read_json(config.run_dir / "trn_processed_dataset.json")
+    assert len(dataset) == metrics["training_records"]
+    packed_config = replace(packed_config, train=replace(packed, passes=2, tokens_per_step=600))
+    fine_tuning.run(packed_config)
+    metrics = artifacts.read_manifest(config.run_dir, "fine_tuning")["metrics"]
+    assert metrics["passes"] == 2 and metrics["tokens_of_largest_pass"] <= 300
+
+
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(config, monkeypatch):
     from transformers import TrainerCallback
 

@@ -14,7 +14,7 @@ from pipeline.prompts import (
     load_prompt_format,
     make_prompt_format,
     prompt_ids,
-    training_example,
+    training_examples,
 )
 
 TITLES = [
@@ -29,6 +29,10 @@ TITLES = [
 ANSWERS = ["A book for ages 2-8.", "“Quoted” first.", "1, 2, 3", "É uma estratégia.\n\nDuas linhas.", "(a)"]
 TOKENIZERS = ["smollm2", "smollm2-bos", "phi3", "mistral"]
 FORMATS = ["alpaca", "chat"]
+
+
+def training_example(prompt_format, tokenizer, title, answer, *settings, **options):
+    return training_examples(prompt_format, tokenizer, [(title, answer)], *settings, **options)[0]
 
 
 @pytest.fixture
