@@ -32,6 +32,7 @@ BUILD_WIDTH = 200
 SORTED_AT_A_TIME = 8192  # pieces among which those of similar length are embedded together
 SECONDS_BETWEEN_ADDS = 30.0  # what an interruption costs at most
 IDS_AT_A_TIME = 50_000
+COMPARED_AT_A_TIME = 4096  # records
 BYTES_OF_REQUEST = 16 << 20  # below the limit of a Chroma server
 
 
@@ -210,16 +211,15 @@ def _new_records(
 ) -> Iterator[tuple[str, str]]:
     """Yield the records that are not complete in the collection, each once, and note the keys of all in `wanted`."""
     seen = SeenHashes(expected=1 << 16)
-    for title, content in records:
-        key = record_key(record_id(title, content, size))
-        if seen.add([key]):
-            advance(1)
-            continue
-        wanted.append(key)
-        if key in present:
-            advance(1)
-        else:
-            yield title, content
+    records = iter(records)
+    while some := list(islice(records, COMPARED_AT_A_TIME)):
+        keys = array("Q", [record_key(record_id(title, content, size)) for title, content in some])
+        repeated = set(seen.add(keys))
+        wanted.extend(key for position, key in enumerate(keys) if position not in repeated)
+        done = present.hold(keys)
+        done[list(repeated)] = True
+        advance(int(done.sum()))
+        yield from (some[position] for position in (~done).nonzero()[0])
 
 
 class PresentRecords:
@@ -243,10 +243,11 @@ class PresentRecords:
         begun = set(found[~whole].tolist())
         self.partial = set(self._pieces_of(begun)) if begun else set()
 
-    def __contains__(self, key: int) -> bool:
-        """Tell whether all pieces of a record are there."""
-        place = self._complete.searchsorted(self._complete.dtype.type(key))
-        return place < len(self._complete) and int(self._complete[place]) == key
+    def hold(self, keys: array[int]) -> numpy.ndarray:
+        """Tell of each record whether all its pieces are there."""
+        import numpy
+
+        return numpy.isin(numpy.array(keys), self._complete)
 
     def remove_all_but(self, wanted: array[int]) -> int:
         """Remove the pieces of other records, which were there before, and return their number."""
