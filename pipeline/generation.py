@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from config import GenerationConfig
 from pipeline.language_model import LanguageModel
+from pipeline.memory import free_memory
 from pipeline.prompts import PromptFormat, end_id, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+CPU_BATCH = 8
+GPU_BATCH = 64
+CACHE_SHARE = 0.5  # of the free memory that keys and values may take
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,12 @@ def generate(
     tokenizer = language_model.tokenizer
     stop_ids = _stop_ids(language_model, prompt_format)
     answers: list[Answer] = []
-    for start in range(0, len(prompts), config.batch_size):
-        batch = prompts[start : start + config.batch_size]
-        encoded = {"input_ids": [prompt_ids(prompt_format, tokenizer, prompt) for prompt in batch]}
+    ids = [prompt_ids(prompt_format, tokenizer, prompt) for prompt in prompts]
+    longest = max(map(len, ids), default=0) + config.max_new_tokens
+    batch_size = config.batch_size or fitting_batch_size(language_model, longest)
+    for start in range(0, len(prompts), batch_size):
+        batch = ids[start : start + batch_size]
+        encoded = {"input_ids": batch}
         padded = tokenizer.pad(encoded, padding_side="left", return_tensors="pt").to(language_model.model.device)
         started = time.perf_counter()
         with torch.inference_mode():
@@ -60,6 +69,16 @@ def generate(
             answers.append(_answer(row, stop_ids, tokenizer, seconds))
         advance(len(batch))
     return answers
+
+
+def fitting_batch_size(language_model: LanguageModel, tokens: int) -> int:
+    """Return how many sequences of so many tokens are answered at a time, by what their keys and values take."""
+    if not language_model.device.startswith("cuda"):
+        return CPU_BATCH
+    shape = language_model.model.config.get_text_config()
+    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    sequence = tokens * shape.num_hidden_layers * shape.num_key_value_heads * head * 2 * 2  # keys, values; 16 bits
+    return max(1, min(GPU_BATCH, int(CACHE_SHARE * free_memory() / sequence)))
 
 
 def stream(

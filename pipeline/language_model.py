@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Backend = Literal["unsloth", "transformers"]
 Precision = Literal["4bit", "16bit"]
+# Unsloth has kernels of its own for these; others it compiles, for minutes, and gains little.
+UNSLOTH_KERNELS = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
 SMALL_MODEL = 1_000_000_000  # parameters
 
 
@@ -53,6 +55,8 @@ def prepare_backend(config: ModelConfig) -> Backend:
 
     present = importlib.util.find_spec("unsloth") is not None
     backend = choose_backend(config.backend, cuda=torch.cuda.is_available(), unsloth=present)
+    if backend == "unsloth" and config.backend == "auto" and model_type(config.name) not in UNSLOTH_KERNELS:
+        backend = "transformers"
     if config.precision == "4bit" and best_device() != "cuda":
         raise UserError(
             "Loading in 4 bits needs an NVIDIA GPU with CUDA, and there is none here. Use --model.precision 16bit, with "
@@ -61,6 +65,17 @@ def prepare_backend(config: ModelConfig) -> Backend:
     if backend == "unsloth":
         import unsloth  # noqa: F401  It changes transformers, and must come first.
     return backend
+
+
+def model_type(name: str) -> str:
+    """Return what config.json calls the architecture of a model: llama, phi3, …"""
+    with helpful_loading_errors(name):
+        file = Path(bundled_models.resolve(name)) / "config.json"
+        if not file.exists():
+            from huggingface_hub import hf_hub_download
+
+            file = Path(hf_hub_download(name, "config.json"))
+        return read_json(file).get("model_type", "")
 
 
 def best_device() -> str:

@@ -42,6 +42,22 @@ def test_backend(requested, cuda, unsloth, chosen):
     assert language_model.choose_backend(requested, cuda=cuda, unsloth=unsloth) == chosen
 
 
+@pytest.mark.parametrize(("architecture", "chosen"), [("mistral", "unsloth"), ("phi3", "transformers")])
+def test_auto_takes_unsloth_for_architectures_it_has_kernels_for(tiny_model, monkeypatch, architecture, chosen):
+    import importlib.machinery
+    import sys
+    import types
+
+    import torch
+
+    model = ModelConfig(name=str(tiny_model(architecture)))
+    unsloth = types.ModuleType("unsloth")
+    unsloth.__spec__ = importlib.machinery.ModuleSpec("unsloth", None)
+    monkeypatch.setitem(sys.modules, "unsloth", unsloth)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert language_model.prepare_backend(model) == chosen
+
+
 @pytest.mark.parametrize(
     ("cuda", "unsloth", "missing"), [(False, True, "NVIDIA GPU"), (True, False, "requirements-gpu.txt")]
 )
