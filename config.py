@@ -148,9 +148,10 @@ class TrainConfig:
     gradient_accumulation_steps: int = 2
     """With batch_size: the records of an optimizer step."""
     tokens_per_step: int = 8192
-    """Tokens of an optimizer step, at most, in packed batching."""
+    """Tokens of an optimizer step, at most, in packed batching; a longer record is a step of its own."""
     passes: int | None = None
-    """Forward passes per optimizer step on each device; None takes as few as memory allows. Changes no result."""
+    """Forward passes per optimizer step on each device; None takes as few as memory allows. What a step learns is the
+    same."""
     memory_gb: float | None = None
     """Memory that the training may use on each device, in GiB; None takes what is free."""
     learning_rate: float = 2e-4
@@ -191,7 +192,6 @@ class TrainConfig:
             "max_steps",
             "batch_size",
             "gradient_accumulation_steps",
-            "tokens_per_step",
             "passes",
             "memory_gb",
             "learning_rate",
@@ -201,6 +201,7 @@ class TrainConfig:
             "save_steps",
         )
         _require_at_least_zero("train", self, "validation_size", "warmup_steps", "weight_decay", "seed")
+        _require(self.tokens_per_step >= 256, "train.tokens_per_step", "256 or more", self.tokens_per_step)
         _require(self.max_length >= 8, "train.max_length", "8 or more", self.max_length)
 
     @property

@@ -79,11 +79,9 @@ def check_optimizer(train: TrainConfig) -> None:
 def resume_settings(config: Config, data: records.ProcessedData, plan: memory.TrainingPlan) -> dict[str, Any]:
     """Return what an interrupted run must have in common with the one that goes on."""
     settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("prompt", "model", "lora", "train")}
-    for name in ("resume", "memory_gb", "gradient_checkpointing"):
+    for name in ("resume", "memory_gb", "gradient_checkpointing", "passes"):
         del settings["train"][name]
     settings["model"]["precision"] = plan.precision
-    # What a packed step holds depends on how it is divided.
-    settings["train"]["passes"] = plan.passes if config.train.batching == "packed" else None
     flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
     return {**flat, "data": artifacts.file_hash(data.path)}
 
@@ -120,18 +118,24 @@ def plan_training(
 
     size = memory.model_size(config.model, config.lora)
     epochs = math.ceil(train.max_steps * train.records_per_step / len(lengths) if train.max_steps else train.epochs)
+    if train.batching == "packed":
+        epochs = 1  # all have the same steps
+    model = config.model
+    if train.resume and model.precision == "auto":
+        model = dataclasses.replace(
+            model, precision=checkpoints.recorded(config.run_dir / "checkpoints", "model.precision")
+        )
     plan = memory.plan_training(
-        size, config.model, train, backend, devices, lambda passes: batching(passes).most_tokens(lengths, epochs)
-    )
+        size, model, train, backend, devices, processes.least_free_memory(),
+        lambda passes: batching(passes).most_tokens(lengths, epochs),
+    )  # fmt: skip
     print(f"{plan}\n", flush=True)
     return plan, batching(plan.passes * devices)
 
 
 def load_base(config: Config, plan: memory.TrainingPlan, metrics: dict[str, Any]) -> language_model.LanguageModel:
     """Load the base model as planned, and tell what the training runs on."""
-    base = language_model.load_base(
-        config.model, plan.precision, max(plan.tokens, config.train.max_length), training=True
-    )
+    base = language_model.load_base(config.model, plan.precision, config.train.max_length, training=True)
     metrics.update(backend=base.backend, device=base.device, precision=plan.precision)
     metrics.update(checkpointing=plan.checkpointing, passes=plan.passes, tokens_of_largest_pass=plan.tokens)
     metrics["memory_estimate_gib"] = round(plan.estimate.total / memory.GIB, 2)

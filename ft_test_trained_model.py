@@ -95,7 +95,7 @@ def load(config: Config, options: TestOptions, data: records.ProcessedData) -> T
     if options.model_form == "merged":
         loaded = language_model.load_base(replace(config.model, name=str(path)), "16bit")
     else:
-        base = language_model.load_base(config.model, trained_precision(config.run_dir))
+        base = language_model.load_base(config.model, trained_precision(config.run_dir, config.model))
         loaded = language_model.load_adapter(base, path)
     return TrainedModel(
         loaded.name,

@@ -71,7 +71,7 @@ def load_language_model(
     max_length = config.rag.max_context_tokens + config.answers.max_new_tokens
     if config.rag.answer_with == "finetuned":
         adapter = adapter_folder(config.run_dir, config.model.name, data.path)
-        base = language_model.load_base(config.model, trained_precision(config.run_dir), max_length)
+        base = language_model.load_base(config.model, trained_precision(config.run_dir, config.model), max_length)
         return language_model.load_adapter(base, adapter), prompts.load_prompt_format(adapter)
     base = language_model.load_base(config.model, memory.precision_to_answer(config.model), max_length)
     return base, prompts.make_prompt_format(config.prompt, base.tokenizer)

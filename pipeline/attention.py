@@ -69,7 +69,7 @@ def attend(
         raise ValueError(f"{name} cannot attend to records laid end to end: no boundaries came, or dropout did.")
     if sliding_window is not None and sliding_window >= max_length_q:
         sliding_window = None
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+    if _kernel_takes(query):
         from torch.nn.attention.varlen import varlen_attn
 
         rows = [states.squeeze(0).transpose(0, 1) for states in (query, key, value)]
@@ -87,6 +87,15 @@ def attend(
         for q, k, v in zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     ]  # fmt: skip
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _kernel_takes(query: torch.Tensor) -> bool:
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 def _window_mask(query: torch.Tensor, sliding_window: int | None) -> torch.Tensor | None:

@@ -29,21 +29,22 @@ class Batching:
     records_per_step: int
     """Records of an optimizer step; not used if tokens_per_step is given."""
     tokens_per_step: int | None = None
-    """Tokens that an optimizer step is filled with, at most."""
+    """Tokens that an optimizer step is filled with, at most; a longer record is a step of its own."""
 
     def epoch(self, lengths: Sequence[int], epoch: int) -> list[list[int]]:
-        """Return the positions of the records in each forward pass.
+        """Return the positions of the records in each forward pass; each step has as many passes, some perhaps empty.
 
         Args:
             lengths: tokens of each record.
             epoch: from 0.
         """
         if self.tokens_per_step is not None:
-            # Filled once, since the trainer counts on epochs of the same number of passes.
-            filled = fill(self._shuffled(len(lengths), 0), lengths, self.tokens_per_step // self.passes)
-            return [filled[position] for position in self._shuffled(len(filled), epoch)]
-        order = self._shuffled(len(lengths), epoch)
-        steps = [order[start : start + self.records_per_step] for start in range(0, len(order), self.records_per_step)]
+            # Filled once, since the trainer counts on epochs of the same number of steps.
+            filled = fill(self._shuffled(len(lengths), 0), lengths, self.tokens_per_step)
+            steps = [filled[position] for position in self._shuffled(len(filled), epoch)]
+        else:
+            order, size = self._shuffled(len(lengths), epoch), self.records_per_step
+            steps = [order[start : start + size] for start in range(0, len(order), size)]
         return [batch for step in steps for batch in divide_evenly(step, lengths, self.passes)]
 
     def _shuffled(self, count: int, epoch: int) -> list[int]:
@@ -70,8 +71,8 @@ def fill(order: Iterable[int], lengths: Sequence[int], most_tokens: int) -> list
 
 
 def divide_evenly(positions: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Divide records into parts with about the same number of tokens; there is no empty part."""
-    batches: list[list[int]] = [[] for _ in range(min(parts, len(positions)))]
+    """Divide records into so many parts with about the same number of tokens; some are empty if there are few records."""
+    batches: list[list[int]] = [[] for _ in range(parts)]
     tokens = [0] * len(batches)
     for position in sorted(positions, key=lengths.__getitem__, reverse=True):
         least = tokens.index(min(tokens))
@@ -132,9 +133,11 @@ class ForwardPasses(Dataset[dict[str, Any]]):
         return len(self._batches)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Return the inputs of a pass."""
-        columns = self._records[self._batches[number]]
+        """Return the inputs of a pass; one without records is a record of which nothing is learned."""
+        columns = self._records[self._batches[number] or [0]]
         records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        if not self._batches[number]:
+            records[0]["labels"] = [IGNORED_LABEL] * len(records[0]["labels"])
         return lay_end_to_end(records, self._backend)
 
 

@@ -39,6 +39,12 @@ def find(folder: Path, settings: dict[str, Any]) -> Path:
     return max(complete, key=step_of)
 
 
+def recorded(folder: Path, name: str) -> Any:
+    """Return a setting of the interrupted run; auto if there was none."""
+    file = folder / SETTINGS_FILE
+    return read_json(file).get(name, "auto") if file.exists() else "auto"
+
+
 def step_of(checkpoint: Path) -> int:
     """Return the optimizer step at which a checkpoint was saved."""
     return int(checkpoint.name.rpartition("-")[2])

@@ -91,9 +91,11 @@ def run_stage(
     quiet_libraries()
     try:
         config, own = parse(stage, description or "", options, sys.argv[1:])
-        print_settings(stage, config)
+        speaks = os.environ.get("RANK", "0") == "0"  # of several processes that train, one
+        if speaks:
+            print_settings(stage, config)
         written = run(config) if options is NoOptions else run(config, own)
-        if written is not None and os.environ.get("RANK", "0") == "0":  # of the processes that train, one tells
+        if written is not None and speaks:
             print(f"\nWritten: {written}")
             if next_stage:
                 print(f"Next:    {next_command(next_stage, config)}")

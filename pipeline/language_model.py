@@ -55,7 +55,11 @@ def prepare_backend(config: ModelConfig) -> Backend:
 
     present = importlib.util.find_spec("unsloth") is not None
     backend = choose_backend(config.backend, cuda=torch.cuda.is_available(), unsloth=present)
-    if backend == "unsloth" and config.backend == "auto" and model_type(config.name) not in UNSLOTH_KERNELS:
+    if (
+        backend == "unsloth"
+        and config.backend == "auto"
+        and model_config(config.name).get("model_type") not in UNSLOTH_KERNELS
+    ):
         backend = "transformers"
     if config.precision == "4bit" and best_device() != "cuda":
         raise UserError(
@@ -67,15 +71,15 @@ def prepare_backend(config: ModelConfig) -> Backend:
     return backend
 
 
-def model_type(name: str) -> str:
-    """Return what config.json calls the architecture of a model: llama, phi3, …"""
+def model_config(name: str) -> dict[str, Any]:
+    """Return config.json of a model, without importing transformers."""
     with helpful_loading_errors(name):
         file = Path(bundled_models.resolve(name)) / "config.json"
         if not file.exists():
             from huggingface_hub import hf_hub_download
 
             file = Path(hf_hub_download(name, "config.json"))
-        return read_json(file).get("model_type", "")
+        return read_json(file)
 
 
 def best_device() -> str:
@@ -95,7 +99,7 @@ def load_base(
     Args:
         config: which model, which backend.
         precision: of the weights; files that hold 4-bit weights are dequantized for 16 bits.
-        max_length: tokens of prompt and answer that Unsloth prepares for; transformers needs no such limit.
+        max_length: tokens of a sequence that Unsloth prepares for; transformers needs no such limit.
         training: whether the model is to be trained or to answer.
     """
     backend = prepare_backend(config)
@@ -105,8 +109,10 @@ def load_base(
         if backend == "unsloth":
             from unsloth import FastLanguageModel
 
+            # Above what the model was made for, Unsloth would scale its positions, for this stage alone.
+            most = model_config(config.name).get("max_position_embeddings", max_length)
             model, _ = FastLanguageModel.from_pretrained(
-                path, max_seq_length=max_length, load_in_4bit=precision == "4bit", use_exact_model_name=True
+                path, max_seq_length=min(max_length, most), load_in_4bit=precision == "4bit", use_exact_model_name=True
             )
         else:
             model = _load_with_transformers(path, precision)

@@ -90,8 +90,8 @@ class TrainingPlan:
     tokens: int
     """Of the largest forward pass."""
     estimate: MemoryEstimate
-    free: float
-    """Bytes that may be used."""
+    usable: float
+    """Bytes that it may take."""
 
     def __str__(self) -> str:
         """Return the plan as a user reads it."""
@@ -100,7 +100,7 @@ class TrainingPlan:
         shown = " + ".join(f"{name} {value / GIB:.1f}" for name, value in parts)
         kept = "computed again" if self.checkpointing else "kept"
         return (
-            f"Memory: {self.estimate.total / GIB:.1f} GiB expected ({shown}) of {self.free / GIB:.1f} GiB\n"
+            f"Memory: {self.estimate.total / GIB:.1f} GiB expected ({shown}) of {self.usable / GIB:.1f} GiB that can be used\n"
             f"  base in {self.precision.replace('bit', ' bits')}, activations {kept}, {self.passes} "
             f"pass{'es' * (self.passes > 1)} a step, of {self.tokens:,} tokens at most"
         )
@@ -135,7 +135,7 @@ def size_of_architecture(shape: PreTrainedConfig, lora: LoraConfig) -> ModelSize
         vocabulary=head.out_features,
         features=sum(m.in_features + m.out_features for m in linears.values()) // blocks,
         adapter_inputs=sum(m.in_features for m in adapted) // blocks if lora.dropout else 0,
-        largest=max(sizes),
+        largest=max(sizes, default=0),
         quantized_files=getattr(shape, "quantization_config", None) is not None,
     )
 
@@ -167,6 +167,7 @@ def plan_training(
     train: TrainConfig,
     backend: Backend,
     devices: int,
+    free: float,
     most_tokens: Callable[[int], int],
 ) -> TrainingPlan:
     """Choose the fastest way to train that fits into memory.
@@ -179,33 +180,39 @@ def plan_training(
         train: says what else is asked for, and how much memory may be used.
         backend: what trains.
         devices: how many train together.
+        free: bytes that each of them may use.
         most_tokens: returns the tokens of the largest forward pass, for a number of passes per step over all devices.
 
     Raises:
         UserError: nothing fits; it names the setting to change.
     """
-    free = free_memory() if train.memory_gb is None else min(free_memory(), train.memory_gb * GIB)
+    limited = train.memory_gb is not None and train.memory_gb * GIB < free
+    usable = (train.memory_gb * GIB if limited else free) * (1 - SPARE_SHARE)
     smallest = None
     for passes in pass_counts(train, devices):
         tokens = most_tokens(passes * devices)
         for precision in precisions(model):
             for checkpointing in {"auto": (False, True), "on": (True,), "off": (False,)}[train.gradient_checkpointing]:
                 estimate = estimate_training(size, backend, precision, checkpointing, tokens, train.optimizer)
-                plan = TrainingPlan(precision, checkpointing, passes, tokens, estimate, free)
-                if estimate.total <= free * (1 - SPARE_SHARE):
+                plan = TrainingPlan(precision, checkpointing, passes, tokens, estimate, usable)
+                if estimate.total <= usable:
                     return plan
                 if smallest is None or estimate.total < smallest.estimate.total:
                     smallest = plan
     needed = smallest.estimate
-    if needed.activations > needed.weights:
+    if train.gradient_checkpointing == "off":
+        remedy = "Leave --train.gradient-checkpointing off out"
+    elif train.passes is not None:
+        remedy = "Raise --train.passes"
+    elif needed.activations > needed.weights:
         remedy = "Lower --train.max-length"
     elif smallest.precision == "16bit" and best_device() == "cuda":
         remedy = "Give --model.precision 4bit"
     else:
         remedy = "Take a smaller model with --model.name"
     raise UserError(
-        f"The training needs {needed.total / GIB:.1f} GiB at least and {free / GIB:.1f} GiB are free. {remedy}"
-        + (", or raise --train.memory-gb." if train.memory_gb is not None else ".")
+        f"The training needs {needed.total / GIB:.1f} GiB at least and {usable / GIB:.1f} GiB can be used. {remedy}"
+        + (", or raise --train.memory-gb." if limited else ".")
     )
 
 
@@ -213,7 +220,8 @@ def pass_counts(train: TrainConfig, devices: int) -> list[int]:
     """Return the numbers of forward passes per step and device that are worth trying, ascending."""
     if train.passes is not None:
         return [train.passes]
-    most = train.tokens_per_step // 256 if train.batching == "packed" else math.ceil(train.records_per_step / devices)
+    most = train.tokens_per_step // 256 if train.batching == "packed" else train.records_per_step
+    most = math.ceil(most / devices)
     return sorted({math.ceil(most / share) for share in range(1, most + 1)})
 
 
@@ -225,7 +233,7 @@ def precisions(model: ModelConfig) -> tuple[Precision, ...]:
 
 
 def precision_to_answer(model: ModelConfig) -> Precision:
-    """Return the precision in which a model is loaded to answer: 16 bits if they fit."""
+    """Return the precision in which a model is loaded to answer: 4 bits if its files are, else 16 if they fit."""
     prepare_backend(model)
     wanted = precisions(model)
     if len(wanted) == 1:

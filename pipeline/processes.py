@@ -22,6 +22,17 @@ def device_count() -> int:
     return _state().num_processes
 
 
+def least_free_memory() -> float:
+    """Return the free bytes of the device that has the least, so that all processes make the same plan."""
+    from accelerate.utils import gather_object
+
+    from pipeline.memory import free_memory
+
+    state = _state()
+    share = state.num_processes if state.device.type == "cpu" else 1
+    return min(gather_object([free_memory() / share]))
+
+
 def is_main() -> bool:
     """Tell whether this process is the one that writes files."""
     return _state().is_main_process

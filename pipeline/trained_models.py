@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from config import ModelConfig
 from pipeline.artifacts import UserError, command, read_manifest, require, require_current
 from pipeline.language_model import Precision, best_device
 
@@ -20,9 +21,13 @@ def adapter_folder(run_dir: Path, base: str, data: Path) -> Path:
     return folder
 
 
-def trained_precision(run_dir: Path) -> Precision:
-    """Return the precision in which the base model was trained on, and is to be answered with."""
-    trained_in = read_manifest(run_dir, "fine_tuning")["metrics"]["precision"]
+def trained_precision(run_dir: Path, model: ModelConfig) -> Precision:
+    """Return the precision that is asked for, or else that in which the base model was trained on."""
+    if model.precision != "auto":
+        return model.precision
+    trained_in = read_manifest(run_dir, "fine_tuning")["metrics"].get("precision")
+    if trained_in is None:
+        raise UserError(f"The adapter was trained by another version. Run `{command('fine_tuning', run_dir)}` again.")
     return trained_in if best_device() == "cuda" else "16bit"
 
 

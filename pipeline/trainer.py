@@ -66,7 +66,7 @@ def sft_arguments(
         dtype: of the base model.
     """  # fmt: skip
     evaluates = train.eval_steps is not None and has_validation
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(folder),
         per_device_train_batch_size=1,
         per_device_eval_batch_size=1,
@@ -99,6 +99,10 @@ def sft_arguments(
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    if arguments.n_gpu > 1:
+        # transformers would cut the rows of one process into a part for each GPU; `accelerate launch` uses all of them.
+        arguments._n_gpu = 1
+    return arguments
 
 
 class EndToEndTrainer(SFTTrainer):
@@ -113,14 +117,16 @@ class EndToEndTrainer(SFTTrainer):
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the forward passes of the training."""
         batches = self.batching.epoch(token_counts(self.train_dataset), 0)
-        return self._loader(ForwardPasses(self.train_dataset, batches, self.backend, self.batching))
+        passes = ForwardPasses(self.train_dataset, batches, self.backend, self.batching)
+        return self.accelerator.prepare(self._loader(passes))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[dict[str, Any]]:
-        """Return the forward passes of an evaluation."""
+        """Return the forward passes of an evaluation that are this process's to do."""
         records = self.eval_dataset if eval_dataset is None else eval_dataset
         lengths = token_counts(records)
         batches = fill(range(len(lengths)), lengths, EVALUATION_TOKENS)
-        return self._loader(ForwardPasses(records, batches, self.backend))
+        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        return self._loader(ForwardPasses(records, mine, self.backend))
 
     def evaluation_loop(
         self, dataloader: DataLoader[Any], description: str, *_: Any, metric_key_prefix: str = "eval", **__: Any
@@ -138,7 +144,6 @@ class EndToEndTrainer(SFTTrainer):
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss / tokens}, len(dataloader.dataset))
 
     def _loader(self, passes: ForwardPasses) -> DataLoader[dict[str, Any]]:
-        loader = DataLoader(
+        return DataLoader(
             passes, batch_size=1, collate_fn=lambda items: items[0], pin_memory=self.args.dataloader_pin_memory
         )
-        return self.accelerator.prepare(loader)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from config import Config, TrainConfig
@@ -38,15 +38,10 @@ def build_datasets(
     def tokenize(pairs: Pairs) -> list[prompts.TrainingExample | None]:
         return prompts.training_examples(prompt_format, tokenizer, pairs, train.max_length, train.loss_on)
 
-    drawn = draw(data, train, tokenize)
+    drawn, examples = draw(data, train, tokenize)
     validation = data.sample("validation", train.validation_size, train.seed)
     if not drawn:
         raise artifacts.UserError(f"No record of {data.path} is in the training split. Bring more data.")
-    examples = until_enough(
-        (e for start in range(0, len(drawn), AT_A_TIME) for e in tokenize(drawn[start : start + AT_A_TIME])),
-        train.tokens_wanted,
-    )
-    drawn = drawn[: len(examples)]
     if processes.is_main():
         with records.array_writer(config.run_dir / "trn_processed_dataset.json") as write:
             for title, content in drawn:
@@ -63,19 +58,37 @@ def build_datasets(
     return train_set, validation_set
 
 
-def draw(data: records.ProcessedData, train: TrainConfig, tokenize: Tokenize) -> Pairs:
-    """Return training records drawn at random, at least as many as the training can use."""
-    wanted = train.records_wanted
-    if train.tokens_wanted is not None:
-        first = [pair for pair in itertools.islice(data, AT_A_TIME) if data.split_of(pair[0]) == "train"]
-        lengths = [len(example.input_ids) for example in tokenize(first) if example is not None]
-        if lengths:
-            expected = int(MORE_THAN_EXPECTED * train.tokens_wanted * len(lengths) / sum(lengths)) + 1
-            wanted = min(expected, wanted or expected)
-    drawn = data.sample("train", wanted, train.seed)
-    if train.tokens_wanted is not None:
-        random.Random(train.seed).shuffle(drawn)  # since only the first of them are used
-    return drawn
+def draw(
+    data: records.ProcessedData, train: TrainConfig, tokenize: Tokenize
+) -> tuple[Pairs, list[prompts.TrainingExample | None]]:
+    """Return training records drawn at random, and what they are tokenized to: as many as the training can use."""
+    wanted, tokens_wanted = train.records_wanted, train.tokens_wanted
+    if tokens_wanted is None:
+        drawn = data.sample("train", wanted, train.seed)
+        return drawn, until_enough(in_parts(drawn, tokenize), None)
+    expected = MORE_THAN_EXPECTED * tokens_wanted / mean_tokens(itertools.islice(data, AT_A_TIME), tokenize)
+    while True:
+        size = min(int(expected) + 1, wanted or int(expected) + 1)
+        drawn = data.sample("train", size, train.seed)
+        random.Random(train.seed).shuffle(drawn)  # since perhaps only the first of them are used
+        examples = until_enough(in_parts(drawn, tokenize), tokens_wanted)
+        found = sum(len(example.input_ids) for example in examples if example is not None)
+        if found >= tokens_wanted or len(drawn) < size or size == wanted:
+            return drawn[: len(examples)], examples
+        expected *= max(2.0, MORE_THAN_EXPECTED * tokens_wanted / max(found, 1))
+
+
+def mean_tokens(pairs: Iterable[tuple[str, str]], tokenize: Tokenize) -> float:
+    """Return the mean tokens of records, of which those that are dropped have none; at least 1."""
+    examples = tokenize(list(pairs))
+    total = sum(len(example.input_ids) for example in examples if example is not None)
+    return max(total / max(len(examples), 1), 1.0)
+
+
+def in_parts(pairs: Pairs, tokenize: Tokenize) -> Iterator[prompts.TrainingExample | None]:
+    """Yield what records are tokenized to, some at a time."""
+    for start in range(0, len(pairs), AT_A_TIME):
+        yield from tokenize(pairs[start : start + AT_A_TIME])
 
 
 def until_enough(

@@ -247,7 +247,11 @@ class PresentRecords:
         """Tell of each record whether all its pieces are there."""
         import numpy
 
-        return numpy.isin(numpy.array(keys), self._complete)
+        if not len(self._complete):
+            return numpy.zeros(len(keys), bool)
+        wanted = numpy.array(keys)
+        places = self._complete.searchsorted(wanted).clip(max=len(self._complete) - 1)
+        return self._complete[places] == wanted
 
     def remove_all_but(self, wanted: array[int]) -> int:
         """Remove the pieces of other records, which were there before, and return their number."""

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline.attention import end_to_end_attention
-from pipeline.batching import Batching, divide_evenly, fill, lay_end_to_end
+from pipeline.batching import Batching, ForwardPasses, divide_evenly, fill, lay_end_to_end
 
 LENGTHS = [5, 300, 17, 64, 33, 1, 128, 90, 4, 250]
 
@@ -58,18 +58,30 @@ def test_every_record_is_read_once_an_epoch_in_an_order_of_its_own(tokens_per_st
     epochs = [batching.epoch(LENGTHS, epoch) for epoch in range(3)]
     for batches in epochs:
         assert Counter(position for batch in batches for position in batch) == Counter(range(len(LENGTHS)))
-        assert len(batches) == len(epochs[0]) and all(batches)
+        assert len(batches) == len(epochs[0]) and len(batches) % passes == 0
     assert epochs[0] != epochs[1] and epochs == [batching.epoch(LENGTHS, epoch) for epoch in range(3)]
     largest = max(sum(LENGTHS[p] for p in batch) for batches in epochs for batch in batches)
     assert batching.most_tokens(LENGTHS, 3) == largest
 
 
-def test_the_records_of_a_step_do_not_depend_on_the_number_of_passes():
+@pytest.mark.parametrize("tokens_per_step", [None, 400])
+def test_the_records_of_a_step_do_not_depend_on_the_number_of_passes(tokens_per_step):
     def steps(passes):
-        batches = Batching(passes, seed=7, records_per_step=4).epoch(LENGTHS, 0)
+        batches = Batching(passes, seed=7, records_per_step=4, tokens_per_step=tokens_per_step).epoch(LENGTHS, 1)
         return [set().union(*batches[start : start + passes]) for start in range(0, len(batches), passes)]
 
-    assert steps(1) == steps(2) == steps(4)
+    assert steps(1) == steps(2) == steps(4) == steps(6)
+
+
+def test_an_empty_pass_teaches_nothing(tiny_model):
+    from datasets import Dataset
+
+    records = Dataset.from_list(some_records())
+    inputs = ForwardPasses(records, [[1, 2], []], "transformers")[1]
+    assert inputs["labels"].eq(-100).all() and inputs["input_ids"].tolist() == [records[0]["input_ids"]]
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama")).train()
+    with end_to_end_attention(model):
+        assert model(**inputs, num_items_in_batch=5).loss.item() == 0
 
 
 def test_a_pass_is_filled_and_a_long_record_has_one_of_its_own():
@@ -79,4 +91,4 @@ def test_a_pass_is_filled_and_a_long_record_has_one_of_its_own():
 def test_a_step_is_divided_evenly():
     parts = divide_evenly([0, 1, 2, 3], [100, 10, 60, 40], 2)
     assert sorted(sum([100, 10, 60, 40][p] for p in part) for part in parts) == [100, 110]
-    assert divide_evenly([0], [5], 3) == [[0]]
+    assert divide_evenly([0], [5], 3) == [[0], [], []]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from dataclasses import replace
 
@@ -13,6 +14,8 @@ import fine_tuning
 import foundation_model
 import ft_test_trained_model
 import process_data
+from config import LoraConfig, ModelConfig
+from pipeline import language_model
 from pipeline.artifacts import read_json, read_manifest
 from pipeline.attention import end_to_end_attention
 from pipeline.batching import lay_end_to_end
@@ -42,6 +45,27 @@ def test_each_record_has_the_loss_it_has_alone(tiny_model, architecture):
     with end_to_end_attention(model):
         together = model(**inputs, num_items_in_batch=1).loss.item()
     assert together == pytest.approx(alone, rel=2e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+def test_each_record_has_the_loss_it_has_alone_with_its_backend(tiny_model, backend, architecture):
+    model = ModelConfig(name=str(tiny_model(architecture)), backend=backend)
+    tuned = language_model.add_adapter(
+        language_model.load_base(model, "16bit", 512, training=True), LoraConfig(r=4), seed=1, checkpointing=False
+    )
+    language_model.for_training(tuned)
+    generator = torch.Generator().manual_seed(3)
+    rows = [torch.randint(3, 700, (length,), generator=generator).tolist() for length in (9, 40, 300, 64)]
+    records = [{"input_ids": ids, "labels": ids} for ids in rows]
+    losses = []
+    with end_to_end_attention(tuned.model) if backend == "transformers" else contextlib.nullcontext():
+        for some in (*([record] for record in records), records):
+            inputs = lay_end_to_end(some, backend)
+            inputs = {name: value.cuda() if torch.is_tensor(value) else value for name, value in inputs.items()}
+            with torch.autocast("cuda", torch.bfloat16):
+                losses.append(tuned.model(**inputs)["loss"].item() * sum(len(r["labels"]) - 1 for r in some))
+    assert losses[-1] == pytest.approx(sum(losses[:-1]), rel=5e-3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

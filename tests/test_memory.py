@@ -77,10 +77,9 @@ def test_weights_are_counted_without_the_files(tiny_model, architecture):
 
 
 def plan(size, free_gib, monkeypatch, **settings):
-    monkeypatch.setattr(memory, "free_memory", lambda: free_gib * GIB)
     monkeypatch.setattr(memory, "best_device", lambda: "cuda")
     train = TrainConfig(batch_size=2, gradient_accumulation_steps=4, optimizer="adamw_8bit", **settings)
-    return plan_training(size, ModelConfig(), train, "unsloth", 1, lambda passes: 20_000 // passes)
+    return plan_training(size, ModelConfig(), train, "unsloth", 1, free_gib * GIB, lambda passes: 20_000 // passes)
 
 
 def test_less_memory_costs_speed_step_by_step(sizes, monkeypatch):
@@ -88,7 +87,7 @@ def test_less_memory_costs_speed_step_by_step(sizes, monkeypatch):
     assert [(p.precision, p.checkpointing) for p in found[:3]] == [("16bit", False), ("16bit", True), ("4bit", True)]
     assert [p.passes for p in found[:3]] == [1, 1, 1] and 1 < found[-1].passes <= 8
     assert [p.passes for p in found] == sorted(p.passes for p in found)
-    assert all(p.estimate.total <= p.free for p in found)
+    assert all(p.estimate.total <= p.usable for p in found)
 
 
 def test_a_limit_counts_like_a_smaller_card(sizes, monkeypatch):
@@ -96,16 +95,19 @@ def test_a_limit_counts_like_a_smaller_card(sizes, monkeypatch):
 
 
 def test_what_cannot_fit_names_the_setting(sizes, monkeypatch):
-    with pytest.raises(UserError, match=r"6\.\d GiB at least and 4\.0 GiB are free\. Take a smaller model"):
+    with pytest.raises(UserError, match=r"6\.\d GiB at least and 3\.8 GiB can be used\. Take a smaller model"):
         plan(sizes["llama"], 4, monkeypatch)
+    long_records = {"memory_gb": 3.9, "batching": "packed", "tokens_per_step": 256}
     with pytest.raises(UserError, match=r"Lower --train\.max-length, or raise --train\.memory-gb"):
-        plan(sizes["mistral"], 80, monkeypatch, memory_gb=3.9, passes=1, gradient_checkpointing="off")
+        plan(replace(sizes["mistral"], linear=10**6, largest=10**3), 80, monkeypatch, **long_records)
+    for option, setting in ((("passes", 1), "Raise --train.passes"), (("gradient_checkpointing", "off"), "off out")):
+        with pytest.raises(UserError, match=setting):
+            plan(sizes["mistral"], 3.9, monkeypatch, **dict([option]))
 
 
-def test_without_cuda_there_are_16_bits_only(sizes, monkeypatch):
-    monkeypatch.setattr(memory, "free_memory", lambda: 7 * GIB)
-    with pytest.raises(UserError, match="GiB are free"):
-        plan_training(sizes["llama"], ModelConfig(), TrainConfig(), "transformers", 1, lambda _: 100)
+def test_without_cuda_there_are_16_bits_only(monkeypatch):
+    monkeypatch.setattr(memory, "best_device", lambda: "cpu")
+    assert memory.precisions(ModelConfig()) == ("16bit",)
 
 
 def test_every_number_of_passes_divides_a_step_among_the_devices():

@@ -142,7 +142,7 @@ def test_packed_steps_take_tokens_and_the_probe_is_asked_before_and_after(config
     packed_config = replace(packed_config, train=replace(packed, passes=2, tokens_per_step=600))
     fine_tuning.run(packed_config)
     metrics = artifacts.read_manifest(config.run_dir, "fine_tuning")["metrics"]
-    assert metrics["passes"] == 2 and metrics["tokens_of_largest_pass"] <= 300
+    assert metrics["passes"] == 2 and 300 <= metrics["tokens_of_largest_pass"] < 500
 
 
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(config, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 import process_data
 from config import PROJECT_DIR
 from pipeline.artifacts import read_manifest
+from pipeline.batching import EVALUATION_TOKENS
 from pipeline.training_log import read_log
 
 
@@ -18,9 +19,11 @@ def test_two_processes_take_the_steps_of_one(make_config, tmp_path):
     process_data.run(config)
     options = [
         "fine_tuning.py", "--output-dir", str(config.output_dir), "--model.name", config.model.name,
-        "--prompt.format", "alpaca", "--train.max-steps", "4", "--train.batch-size", "4", "--train.max-length", "128",
-        "--train.gradient-accumulation-steps", "1", "--train.validation-size", "8", "--train.logging-steps", "1",
-        "--train.eval-steps", "2", "--generation.max-new-tokens", "2", "--questions.held-out", "1",
+        # 9 records are two steps of 4 and one of 1, so that the second process has nothing to learn in the last.
+        "--prompt.format", "alpaca", "--train.sample-size", "9", "--train.max-steps", "6", "--train.batch-size", "4",
+        "--train.gradient-accumulation-steps", "1", "--train.max-length", "512", "--train.validation-size", "19",
+        "--train.logging-steps", "1", "--train.eval-steps", "3", "--generation.max-new-tokens", "2",
+        "--questions.held-out", "1",
     ]  # fmt: skip
     logs, printed = [], []
     for launcher in ([], ["-m", "torch.distributed.run", "--nproc-per-node", "2"]):
@@ -30,12 +33,13 @@ def test_two_processes_take_the_steps_of_one(make_config, tmp_path):
         logs.append(read_log(config.run_dir / "training_log.jsonl"))
         printed.append(done.stdout)
     alone, together = logs
-    assert [line["step"] for line in together] == [line["step"] for line in alone] == [0, 1, 2, 2, 3, 4, 4]
+    assert [line["step"] for line in together] == [line["step"] for line in alone] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
+    assert together[1]["tokens"] == alone[1]["tokens"]
     for one, other in zip(together, alone, strict=True):
-        assert one.get("tokens") == other.get("tokens")
         for name in ("loss", "validation_loss"):
             assert one.get(name) == pytest.approx(other.get(name), abs=2e-2)  # sums in another order, in 16 bits
     assert printed[1].count("Written:") == 1 and printed[1].count("Memory:") == 1
     metrics = read_manifest(config.run_dir, "fine_tuning")["metrics"]
-    assert metrics["steps"] == 4 and metrics["passes"] == 1
+    assert metrics["steps"] == 6 and metrics["passes"] == 1
+    assert metrics["validation_tokens"] > EVALUATION_TOKENS  # each process has a part of them
     assert (config.run_dir / "lora_model" / "adapter_model.safetensors").exists()
