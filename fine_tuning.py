@@ -29,7 +29,7 @@ from pipeline import (
     records,
     training_data,
     training_report,
-)  # fmt: skip
+)
 from pipeline.command_line import run_stage
 
 if TYPE_CHECKING:
@@ -97,9 +97,9 @@ def ask_probe(
     if config.questions.probe is None or not processes.is_main():
         return {}
     question = config.questions.probe.replace("{title}", questions.choose_questions(data, config.questions)[0].title)
-    answering = language_model.between_steps(tuned)
-    answer = generation.generate(answering, prompt_format, [prompt_format.plain(question)], config.generation)[0].text
-    language_model.for_training(tuned)
+    language_model.set_training(tuned, False)
+    answer = generation.generate(tuned, prompt_format, [prompt_format.plain(question)], config.generation)[0].text
+    language_model.set_training(tuned, True)
     print(f"Probe question, {when} the training: {question}\n{answer}\n", flush=True)
     return {"question": question, when: answer}
 

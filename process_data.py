@@ -20,8 +20,8 @@ from pipeline import artifacts, readers
 from pipeline.block_cleaning import BlockSummary, clean_blocks
 from pipeline.command_line import run_stage
 from pipeline.duplicates import DistinctCount, SeenHashes
-from pipeline.readers import Unreadable
 from pipeline.records import SPLITS
+from pipeline.rows import Unreadable
 
 REASONS = ("empty title", "empty content", "too short", "duplicate", "unreadable")
 MEMORISATION_SHARE = 0.5  # above this share of repeated pairs, a model learns them by heart

@@ -25,8 +25,9 @@ from typing import Any
 from config import DataConfig
 from pipeline.artifacts import UserError
 from pipeline.cleaning import CLEANERS, rejection
-from pipeline.readers import Block, Unreadable
+from pipeline.readers import Block
 from pipeline.records import RECORD_SEPARATOR, split_numbers
+from pipeline.rows import Unreadable
 
 BLOCKS_PER_PROCESS = 2  # one being cleaned, one waiting
 

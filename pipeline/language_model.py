@@ -201,32 +201,20 @@ def for_inference(language_model: LanguageModel) -> LanguageModel:
 
     On the CPU a small model answers in 32 bits, as llama.cpp does, so that its answers and those of its GGUF agree.
     """
-    between_steps(language_model)
+    set_training(language_model, False)
     if language_model.device == "cpu" and language_model.model.num_parameters() < SMALL_MODEL:
         language_model.model.float()
     return language_model
 
 
-def between_steps(language_model: LanguageModel) -> LanguageModel:
-    """Return a model ready to answer, its weights unchanged, so that it can be trained further."""
+def set_training(language_model: LanguageModel, training: bool) -> None:
+    """Make a model ready to be trained, or to answer between two steps, its weights unchanged."""
     if language_model.backend == "unsloth":
         from unsloth import FastLanguageModel
 
-        FastLanguageModel.for_inference(language_model.model)
-    language_model.model.config.use_cache = True
-    language_model.model.eval()
-    return language_model
-
-
-def for_training(language_model: LanguageModel) -> LanguageModel:
-    """Return a model with an adapter, which has answered, ready to be trained again."""
-    if language_model.backend == "unsloth":
-        from unsloth import FastLanguageModel
-
-        FastLanguageModel.for_training(language_model.model)
-    language_model.model.config.use_cache = False
-    language_model.model.train()
-    return language_model
+        (FastLanguageModel.for_training if training else FastLanguageModel.for_inference)(language_model.model)
+    language_model.model.config.use_cache = not training
+    language_model.model.train(training)
 
 
 def trainable_parameters(model: PreTrainedModel) -> tuple[int, int]:

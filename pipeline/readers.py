@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import gzip
 import io
 import itertools
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,18 +14,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.artifacts import UserError
+from pipeline.rows import (
+    BLOCK_ROWS,
+    BYTE_ORDER_MARK,
+    MAX_LINE_BYTES,
+    Rows,
+    Unreadable,
+    csv_rows,
+    json_array_rows,
+    json_rows,
+    parquet_rows,
+    shown,
+)
 
 BLOCK_BYTES = 3 << 17
-BLOCK_ROWS = 1024
-MAX_LINE_BYTES = 8 << 20
 TOO_LONG = f"line longer than {MAX_LINE_BYTES >> 20} MiB"
-SHOWN_OF_UNREADABLE = 1000  # characters of an unreadable line that are kept
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PARQUET = (".parquet", ".pq")
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", *PARQUET)
-
-
-Rows = Iterator["dict[str, Any] | Unreadable"]
 
 
 class Record(NamedTuple):
@@ -35,16 +38,6 @@ class Record(NamedTuple):
 
     title: object
     content: object
-
-
-class Unreadable(NamedTuple):
-    """A line or row that holds no record."""
-
-    number: int
-    """Line of a text file, or position in an array or table, from 1; in a block of lines, from its start."""
-    problem: str
-    raw: str = ""
-    """Its beginning."""
 
 
 class Contents(NamedTuple):
@@ -121,7 +114,7 @@ def blocks(path: Path, title_key: str, content_key: str) -> Iterator[Block]:
     """
     size, keys = path.stat().st_size, (title_key, content_key)
     if form(path) in PARQUET:
-        total, rows = _parquet_rows(path, list(keys))
+        total, rows = parquet_rows(path, list(keys))
         yield from _parsed_blocks(rows, path, keys, lambda number: size * number // total)
         return
     with path.open("rb") as stored:
@@ -142,10 +135,10 @@ def field_names(path: Path, examined: int = 1000) -> list[str]:
         return sorted({name for row in itertools.islice(rows, examined) if isinstance(row, dict) for name in row})
 
     if form(path) in PARQUET:
-        return names(_parquet_rows(path, None)[1])
+        return names(parquet_rows(path, None)[1])
     with path.open("rb") as stored:
         file = _decompressed(stored)
-        return names(_json_rows(file) if _is_json_lines(path, file) else _text_rows(path, file))
+        return names(json_rows(file) if _is_json_lines(path, file) else _text_rows(path, file))
 
 
 class LineCounter:
@@ -201,7 +194,7 @@ def _line_blocks(path: Path, file: io.BufferedReader, stored: io.BufferedReader)
         if long_line:
             while (rest := file.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
                 pass
-            problem = Unreadable(1, TOO_LONG, _shown(long_line))
+            problem = Unreadable(1, TOO_LONG, shown(long_line))
             yield Block(path, newly_read(), start + len(lines), parsed=(problem,))
         start = file.tell()
 
@@ -247,12 +240,12 @@ def _parse_lines(lines: bytes, title_key: str, content_key: str) -> Contents:
                 raise ValueError(TOO_LONG)
             records.append(decoder.decode(line))
         except UnicodeDecodeError:
-            unreadable.append(Unreadable(number, "invalid UTF-8", _shown(line)))
+            unreadable.append(Unreadable(number, "invalid UTF-8", shown(line)))
         except RecursionError:
-            unreadable.append(Unreadable(number, "nested too deeply", _shown(line)))
+            unreadable.append(Unreadable(number, "nested too deeply", shown(line)))
         except ValueError as error:  # msgspec's errors too
             problem = str(error).replace("JSON is malformed", "not JSON")
-            unreadable.append(Unreadable(number, problem, _shown(line)))
+            unreadable.append(Unreadable(number, problem, shown(line)))
     return Contents(records, unreadable)
 
 
@@ -269,90 +262,5 @@ def _parsed_blocks(
     yield Block(path, path.stat().st_size - reported)
 
 
-def _json_rows(file: io.BufferedReader) -> Rows:
-    while line := file.readline(MAX_LINE_BYTES):
-        with contextlib.suppress(ValueError, RecursionError):
-            yield json.loads(line)
-
-
 def _text_rows(path: Path, file: io.BufferedReader) -> Rows:
-    return _csv_rows(file) if form(path) in (".csv", ".tsv") else _json_array_rows(path, file)
-
-
-def _json_array_rows(path: Path, file: io.BufferedReader) -> Rows:
-    import ijson
-
-    if file.peek(3).startswith(BYTE_ORDER_MARK):
-        file.read(3)
-    number = 0
-    try:
-        for value in ijson.items(file, "item", use_float=True):
-            number += 1
-            if isinstance(value, dict):
-                yield value
-            else:
-                yield Unreadable(number, f"{type(value).__name__} instead of an object", _shown(str(value)))
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path} is a JSON array that breaks off after record {number} ({reason}). Repair it."
-        ) from error
-
-
-def _csv_rows(file: io.BufferedReader) -> Rows:
-    # Excel writes ; where the comma is the decimal sign, as in Brazil: the header line tells.
-    header = file.peek(4096).partition(b"\n")[0]
-    delimiter = max(",;\t", key=lambda sign: header.count(sign.encode()))
-    csv.field_size_limit(MAX_LINE_BYTES)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.DictReader(text, delimiter=delimiter)
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            text.detach()  # or the end of `text` would close the file
-            return
-        except csv.Error as error:
-            yield Unreadable(reader.line_num, f"not CSV: {error}")
-            continue
-        extra = row.pop(None, None)  # type: ignore[call-overload]
-        if extra is not None or None in row.values():
-            yield Unreadable(reader.line_num, "another number of columns than the header", _shown(str(row)))
-        elif not all(map(_is_utf8, row.values())):
-            yield Unreadable(reader.line_num, "invalid UTF-8", _shown(str(row)))
-        else:
-            yield row
-
-
-def _parquet_rows(path: Path, columns: list[str] | None) -> tuple[int, Rows]:
-    import pyarrow
-    import pyarrow.parquet
-
-    def rows() -> Rows:
-        try:
-            for batch in file.iter_batches(BLOCK_ROWS, columns=columns):
-                yield from batch.to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise unreadable(error) from error
-
-    def unreadable(error: Exception) -> UserError:
-        return UserError(f"{path} is not a readable Parquet file ({error}).")
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise unreadable(error) from error
-    return max(file.metadata.num_rows, 1), rows()
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _shown(raw: bytes | str) -> str:
-    text = raw[: 4 * SHOWN_OF_UNREADABLE].decode("utf-8", "replace") if isinstance(raw, bytes) else raw
-    return text[:SHOWN_OF_UNREADABLE].encode("utf-8", "replace").decode().rstrip("\n")
+    return csv_rows(file) if form(path) in (".csv", ".tsv") else json_array_rows(path, file)

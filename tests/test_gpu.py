@@ -54,7 +54,7 @@ def test_each_record_has_the_loss_it_has_alone_with_its_backend(tiny_model, back
     tuned = language_model.add_adapter(
         language_model.load_base(model, "16bit", 512, training=True), LoraConfig(r=4), seed=1, checkpointing=False
     )
-    language_model.for_training(tuned)
+    language_model.set_training(tuned, True)
     generator = torch.Generator().manual_seed(3)
     rows = [torch.randint(3, 700, (length,), generator=generator).tolist() for length in (9, 40, 300, 64)]
     records = [{"input_ids": ids, "labels": ids} for ids in rows]
