@@ -56,10 +56,11 @@ def run(config: Config) -> Path:
         base = load_base(config, plan, metrics)
         tuned = language_model.add_adapter(base, config.lora, config.train.seed, plan.checkpointing)
         training_report.print_parameters(tuned, metrics)
-        probe = ask_probe(config, data, tuned, prompt_format, "before")
+        question = probe_question(config, data)
+        probe = ask_probe(config, tuned, prompt_format, question, "before")
         train(config, data, tuned, plan, batching, train_set, validation_set, metrics)
         if processes.is_main():
-            probe |= ask_probe(config, data, tuned, prompt_format, "after")
+            probe |= ask_probe(config, tuned, prompt_format, question, "after")
             metrics.update({"probe": probe} if probe else {})
             draw_curve(config)
             save_adapter(config, tuned, prompt_format)
@@ -86,17 +87,23 @@ def resume_settings(config: Config, data: records.ProcessedData, plan: memory.Tr
     return {**flat, "data": artifacts.file_hash(data.path)}
 
 
+def probe_question(config: Config, data: records.ProcessedData) -> str | None:
+    """Return the question of --questions.probe about the first title, for the process that asks it."""
+    if config.questions.probe is None or not processes.is_main():
+        return None
+    return config.questions.probe.replace("{title}", questions.choose_questions(data, config.questions)[0].title)
+
+
 def ask_probe(
     config: Config,
-    data: records.ProcessedData,
     tuned: language_model.LanguageModel,
     prompt_format: prompts.PromptFormat,
+    question: str | None,
     when: str,
 ) -> dict[str, str]:
-    """Ask the question of --questions.probe, print and return it with the answer, under the name of when it was asked."""
-    if config.questions.probe is None or not processes.is_main():
+    """Ask the probe question, print and return it with the answer, under the name of when it was asked."""
+    if question is None:
         return {}
-    question = config.questions.probe.replace("{title}", questions.choose_questions(data, config.questions)[0].title)
     language_model.set_training(tuned, False)
     answer = generation.generate(tuned, prompt_format, [prompt_format.plain(question)], config.generation)[0].text
     language_model.set_training(tuned, True)
@@ -117,9 +124,10 @@ def plan_training(
         return Batching(passes, train.seed, train.records_per_step, packed)
 
     size = memory.model_size(config.model, config.lora)
-    epochs = math.ceil(train.max_steps * train.records_per_step / len(lengths) if train.max_steps else train.epochs)
     if train.batching == "packed":
         epochs = 1  # all have the same steps
+    else:
+        epochs = math.ceil(train.max_steps * train.records_per_step / len(lengths) if train.max_steps else train.epochs)
     model = config.model
     if train.resume and model.precision == "auto":
         model = dataclasses.replace(

@@ -61,7 +61,7 @@ class Benchmark:
     layers: int | None = None
     """Blocks; None takes those of the architecture."""
     setups: tuple[str, ...] = ("before", *SETUPS)
-    """Names of the set-ups to run, or options for fine_tuning.py as one text."""
+    """Names of the set-ups to run."""
     backend: Literal["unsloth", "transformers"] = "unsloth"
     """What fine_tuning.py trains with."""
     steps: int = 20
@@ -172,6 +172,17 @@ def run_stage(script: str, options: list[str]) -> bool:
     return done.returncode == 0
 
 
+def make_data(model: Path, records: Path, outputs: Path, preset: str, count: int) -> None:
+    """Write records of words that the model's tokenizer has, and clean them."""
+    vocabulary = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    words = sorted(w[1:] for w in vocabulary if w.startswith("Ġ") and w[1:].isalpha() and w[1:].isascii())
+    write_records(records, words, count)
+    run_stage("process_data.py", [
+        "--preset", preset, "--output-dir", str(outputs), "--data.input", str(records), "--data.min-content-chars", "1",
+        "--data.read-title-from", "title", "--data.read-content-from", "content",
+    ])  # fmt: skip
+
+
 def train_now(model: Path, outputs: Path, preset: str, options: list[str], work: Benchmark) -> dict[str, Any] | None:
     """Run fine_tuning.py and return what its log and its manifest say, or None if it failed."""
     succeeded = run_stage("fine_tuning.py", [
@@ -229,29 +240,7 @@ def run(work: Benchmark) -> None:
             subprocess.run(
                 [sys.executable, __file__, "make-model", str(model), work.shape, str(work.layers or 0)], check=True
             )
-        tokenizer = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
-        words = sorted(
-            w[1:] for w in tokenizer["model"]["vocab"] if w.startswith("Ġ") and w[1:].isalpha() and w[1:].isascii()
-        )
-        write_records(records, words, 40 * work.steps + 4000)
-        run_stage(
-            "process_data.py",
-            [
-                "--preset",
-                preset,
-                "--output-dir",
-                str(outputs),
-                "--data.input",
-                str(records),
-                "--data.min-content-chars",
-                "1",
-            ]
-            + (
-                ["--data.read-title-from", "title", "--data.read-content-from", "content"]
-                if preset == "saude-phi3"
-                else []
-            ),
-        )
+        make_data(model, records, outputs, preset, 40 * work.steps + 4000)
         parameters = parameter_count(model)
         print(
             f"{work.shape}, {parameters / 1e9:.2f} billion parameters in blocks and head; {work.steps} steps, {work.warm_up} not timed"
@@ -263,7 +252,7 @@ def run(work: Benchmark) -> None:
                 result = measure_before(model, outputs, preset, work)
                 before = result["tokens_per_second"]
             else:
-                result = train_now(model, outputs, preset, SETUPS.get(name, name.split()), work)
+                result = train_now(model, outputs, preset, SETUPS[name], work)
             if result is None:
                 print(f"{name:<24}   failed")
                 continue

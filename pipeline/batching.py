@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Any
@@ -108,25 +108,20 @@ def lay_end_to_end(records: Sequence[dict[str, list[int]]], backend: Backend) ->
 class ForwardPasses(Dataset[dict[str, Any]]):
     """The forward passes of an epoch; an item is the inputs of one."""
 
-    def __init__(
-        self, records: Any, batches: list[list[int]], backend: Backend, batching: Batching | None = None
-    ) -> None:
-        """Make the passes of some batches, or of the first epoch of a batching.
+    def __init__(self, records: Any, backend: Backend, batches_of: Callable[[int], list[list[int]]]) -> None:
+        """Make the passes of the first epoch.
 
         Args:
             records: a datasets.Dataset with the columns input_ids and labels.
-            batches: positions of the records of each pass.
             backend: of the model.
-            batching: makes the batches of the epochs after the first.
-        """  # fmt: skip
-        self._records, self._batches, self._backend, self._batching = records, batches, backend, batching
-        self._epoch = 0
+            batches_of: returns the positions of the records of each pass of an epoch, from 0.
+        """
+        self._records, self._backend, self._batches_of = records, backend, batches_of
+        self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; accelerate calls this."""
-        if self._batching is not None and epoch != self._epoch:
-            lengths = token_counts(self._records)
-            self._batches, self._epoch = self._batching.epoch(lengths, epoch), epoch
+        self._batches = self._batches_of(epoch)
 
     def __len__(self) -> int:
         """Return the number of passes."""

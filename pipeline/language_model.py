@@ -284,14 +284,9 @@ def _device_map() -> dict[str, Any]:
     return {"": torch.cuda.current_device() if best_device() == "cuda" else best_device()}
 
 
-def quantized_files(path: str) -> bool:
+def quantized_files(name: str) -> bool:
     """Tell whether the files of a model hold quantized weights."""
-    config_file = Path(path) / "config.json"
-    if config_file.exists():
-        return "quantization_config" in read_json(config_file)
-    from transformers import AutoConfig
-
-    return getattr(AutoConfig.from_pretrained(path), "quantization_config", None) is not None
+    return "quantization_config" in model_config(name)
 
 
 def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backend: Backend, name: str) -> LanguageModel:

@@ -17,7 +17,7 @@ from pipeline.language_model import (
     helpful_loading_errors,
     prepare_backend,
     quantized_files,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -238,7 +238,7 @@ def precision_to_answer(model: ModelConfig) -> Precision:
     wanted = precisions(model)
     if len(wanted) == 1:
         return wanted[0]
-    if quantized_files(bundled_models.resolve(model.name)):
+    if quantized_files(model.name):
         return "4bit"
     needed = model_size(model, LoraConfig()).weights("16bit") * ANSWERING_SHARE
     return "16bit" if needed <= free_memory() else "4bit"

@@ -64,7 +64,7 @@ def sft_arguments(
         checkpointing: whether activations are computed again in the backward pass.
         has_validation: whether there are validation records.
         dtype: of the base model.
-    """  # fmt: skip
+    """
     evaluates = train.eval_steps is not None and has_validation
     arguments = SFTConfig(
         output_dir=str(folder),
@@ -116,8 +116,8 @@ class EndToEndTrainer(SFTTrainer):
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the forward passes of the training."""
-        batches = self.batching.epoch(token_counts(self.train_dataset), 0)
-        passes = ForwardPasses(self.train_dataset, batches, self.backend, self.batching)
+        lengths = token_counts(self.train_dataset)
+        passes = ForwardPasses(self.train_dataset, self.backend, lambda epoch: self.batching.epoch(lengths, epoch))
         return self.accelerator.prepare(self._loader(passes))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[dict[str, Any]]:
@@ -126,7 +126,7 @@ class EndToEndTrainer(SFTTrainer):
         lengths = token_counts(records)
         batches = fill(range(len(lengths)), lengths, EVALUATION_TOKENS)
         mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
-        return self._loader(ForwardPasses(records, mine, self.backend))
+        return self._loader(ForwardPasses(records, self.backend, lambda _: mine))
 
     def evaluation_loop(
         self, dataloader: DataLoader[Any], description: str, *_: Any, metric_key_prefix: str = "eval", **__: Any

@@ -77,7 +77,7 @@ def test_an_empty_pass_teaches_nothing(tiny_model):
     from datasets import Dataset
 
     records = Dataset.from_list(some_records())
-    inputs = ForwardPasses(records, [[1, 2], []], "transformers")[1]
+    inputs = ForwardPasses(records, "transformers", lambda _: [[1, 2], []])[1]
     assert inputs["labels"].eq(-100).all() and inputs["input_ids"].tolist() == [records[0]["input_ids"]]
     model = AutoModelForCausalLM.from_pretrained(tiny_model("llama")).train()
     with end_to_end_attention(model):
