@@ -170,6 +170,8 @@ class TrainConfig:
     """Tokens per record; what is longer is cut, and a prompt that fills it drops the record."""
     loss_on: Literal["answer", "all"] = "answer"
     """Which tokens are learned: those of the answer, or those of the question too."""
+    shard_weights: bool = False
+    """With accelerate launch: each GPU holds a part of a 16-bit base model (FSDP2), for models that fit on no single one."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations in the backward pass: less memory, more time; auto does it where memory needs it."""
     logging_steps: int = 5

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 def run(config: Config) -> Path:
     """Train the adapter and return the path of lora_model/."""
+    processes.start(config.train.shard_weights)
     check_optimizer(config.train)
     backend = language_model.prepare_backend(config.model)
     data = records.open_processed(config.run_dir)
@@ -58,12 +59,13 @@ def run(config: Config) -> Path:
         training_report.print_parameters(tuned, metrics)
         question = probe_question(config, data)
         probe = ask_probe(config, tuned, prompt_format, question, "before")
-        train(config, data, tuned, plan, batching, train_set, validation_set, metrics)
+        adapter = train(config, data, tuned, plan, batching, train_set, validation_set, metrics)
         if processes.is_main():
+            draw_curve(config)
+            save_adapter(config, tuned, prompt_format, adapter)
+        if processes.answers():
             probe |= ask_probe(config, tuned, prompt_format, question, "after")
             metrics.update({"probe": probe} if probe else {})
-            draw_curve(config)
-            save_adapter(config, tuned, prompt_format)
             test_queries(config, data, tuned, prompt_format)
         processes.wait_for_all()
     return config.run_dir / "lora_model"
@@ -71,6 +73,8 @@ def run(config: Config) -> Path:
 
 def check_optimizer(train: TrainConfig) -> None:
     """Raise a UserError for an optimizer that this machine cannot run."""
+    if train.optimizer != "adamw_torch" and train.shard_weights:
+        raise artifacts.UserError("--train.shard-weights needs --train.optimizer adamw_torch.")
     if train.optimizer != "adamw_torch" and language_model.best_device() != "cuda":
         raise artifacts.UserError(
             f"--train.optimizer {train.optimizer} needs an NVIDIA GPU with CUDA. Use --train.optimizer adamw_torch."
@@ -88,8 +92,8 @@ def resume_settings(config: Config, data: records.ProcessedData, plan: memory.Tr
 
 
 def probe_question(config: Config, data: records.ProcessedData) -> str | None:
-    """Return the question of --questions.probe about the first title, for the process that asks it."""
-    if config.questions.probe is None or not processes.is_main():
+    """Return the question of --questions.probe about the first title, for the processes that answer it."""
+    if config.questions.probe is None or not processes.answers():
         return None
     return config.questions.probe.replace("{title}", questions.choose_questions(data, config.questions)[0].title)
 
@@ -160,10 +164,14 @@ def train(
     train_set: Any,
     validation_set: Any,
     metrics: dict[str, Any],
-) -> None:
-    """Evaluate, train, evaluate; print the figures of the run and note them in `metrics`."""
+) -> dict[str, Any] | None:
+    """Evaluate, train, evaluate; print the figures of the run and note them in `metrics`.
+
+    Returns:
+        the weights of the adapter if the devices had a part of them each, else None.
+    """
     from pipeline.attention import end_to_end_attention
-    from pipeline.trainer import make_trainer, sft_arguments
+    from pipeline.trainer import gathered_adapter, make_trainer, sft_arguments
     from pipeline.training_log import TrainingLog, start_log
 
     folder, log = config.run_dir / "checkpoints", config.run_dir / "training_log.jsonl"
@@ -176,8 +184,9 @@ def train(
             checkpoints.start(folder, settings)
         start_log(log, checkpoints.step_of(checkpoint) if checkpoint else None)
     arguments = sft_arguments(
-        config.train, folder, plan.passes, plan.checkpointing, len(validation_set) > 0, tuned.model.dtype
-    )
+        config.train, folder, plan.passes, plan.checkpointing, len(validation_set) > 0, checkpoint is not None,
+        tuned.model.dtype,
+    )  # fmt: skip
     callbacks = [TrainingLog(log)] if processes.is_main() else []
     trainer = make_trainer(tuned, arguments, batching, train_set, validation_set, callbacks)
     with end_to_end_attention(tuned.model) if tuned.backend == "transformers" else contextlib.nullcontext():
@@ -185,26 +194,23 @@ def train(
     if processes.is_main():
         metrics.update(figures, **validation_figures(log))
         training_report.print_statistics(metrics)
+    return gathered_adapter(trainer)
 
 
 def run_trainer(trainer: Any, checkpoint: Path | None) -> dict[str, Any]:
     """Evaluate, train, evaluate, and return the figures of the training."""
-    has_validation = trainer.eval_dataset is not None
-    if has_validation and checkpoint is None:
+    if trainer.args.eval_on_start:
         print("Measuring the validation loss before training …", flush=True)
-        before = trainer.evaluate()["eval_loss"]
-        print(f"step 0: validation loss {before:.4f}, perplexity {math.exp(min(before, 100)):.2f}")
     first_step, first_epoch, first_tokens = 0, 0, 0
     if checkpoint is not None:
         state = artifacts.read_json(checkpoint / "trainer_state.json")
         first_step, first_epoch, first_tokens = state["global_step"], state["epoch"], state["num_input_tokens_seen"]
     started = time.perf_counter()
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.perf_counter() - started
     state = trainer.state
-    session = [line for line in state.log_history if line["step"] > first_step]
-    training_seconds = seconds - sum(line.get("eval_runtime", 0) for line in session)
-    if has_validation and not any(
+    session = [line for line in state.log_history if line["step"] > first_step or checkpoint is None]
+    seconds = time.perf_counter() - started - sum(line.get("eval_runtime", 0) for line in session)
+    if trainer.eval_dataset is not None and not any(
         "eval_loss" in line for line in state.log_history if line["step"] == state.global_step
     ):
         trainer.evaluate()
@@ -214,8 +220,8 @@ def run_trainer(trainer: Any, checkpoint: Path | None) -> dict[str, Any]:
         "steps": state.global_step,
         "epochs": round(state.epoch, 3),
         "seconds": round(seconds, 1),
-        "samples_per_second": round(samples / training_seconds, 3),
-        "tokens_per_second": round((state.num_input_tokens_seen - first_tokens) / training_seconds, 1),
+        "samples_per_second": round(samples / seconds, 3),
+        "tokens_per_second": round((state.num_input_tokens_seen - first_tokens) / seconds, 1),
         "final_training_loss": next((line["loss"] for line in reversed(state.log_history) if "loss" in line), math.nan),
         # transformers divides the losses of this session by the steps of all sessions.
         "mean_training_loss": round(result.training_loss * state.global_step / max(steps, 1), 4),
@@ -239,11 +245,16 @@ def validation_figures(log: Path) -> dict[str, float]:
     }
 
 
-def save_adapter(config: Config, tuned: language_model.LanguageModel, prompt_format: prompts.PromptFormat) -> None:
-    """Write lora_model/: the adapter, the tokenizer and the prompt format."""
+def save_adapter(
+    config: Config,
+    tuned: language_model.LanguageModel,
+    prompt_format: prompts.PromptFormat,
+    adapter: dict[str, Any] | None,
+) -> None:
+    """Write lora_model/: the adapter, whose weights may have been gathered, the tokenizer and the prompt format."""
     folder = config.run_dir / "lora_model"
     with artifacts.atomic_path(folder) as temporary:
-        tuned.model.save_pretrained(temporary)
+        tuned.model.save_pretrained(temporary, state_dict=adapter)
         tuned.tokenizer.save_pretrained(temporary)
         prompt_format.save(temporary)
 

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tyro
 
 from config import PRESETS, PROJECT_DIR
+from pipeline.training_log import read_log
 
 SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
     # public config.json of meta-llama/Meta-Llama-3-8B, microsoft/Phi-3-mini-4k-instruct, unsloth/Phi-3-medium-4k-instruct
@@ -44,11 +45,12 @@ SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 MEAN_TOKENS = 160
 FLOPS_PER_PARAMETER = 4  # and token: forward, and backward through frozen weights
-SETUPS: dict[str, list[str]] = {
-    "faithful, 8.5 GiB": ["--train.memory-gb", "8.5"],
-    "faithful, whole card": [],
-    "packed, 8.5 GiB": ["--train.batching", "packed", "--train.memory-gb", "8.5"],
-    "packed, whole card": ["--train.batching", "packed"],
+Setup = Literal["before", "faithful-8.5-gib", "faithful", "packed-8.5-gib", "packed"]
+SETUPS: dict[Setup, list[str]] = {
+    "faithful-8.5-gib": ["--train.memory-gb", "8.5"],
+    "faithful": [],
+    "packed-8.5-gib": ["--train.batching", "packed", "--train.memory-gb", "8.5"],
+    "packed": ["--train.batching", "packed"],
 }
 
 
@@ -60,27 +62,22 @@ class Benchmark:
     """Architecture; the weights are random."""
     layers: int | None = None
     """Blocks; None takes those of the architecture."""
-    setups: tuple[str, ...] = ("before", *SETUPS)
-    """Names of the set-ups to run."""
+    setups: tuple[Setup, ...] = ("before", *SETUPS)
+    """Set-ups to run; before is benchmarks/notebook_training.py."""
     backend: Literal["unsloth", "transformers"] = "unsloth"
     """What fine_tuning.py trains with."""
+    files: Literal["4bit", "16bit"] = "4bit"
+    """Number format of the model's files."""
+    devices: int = 1
+    """GPUs that fine_tuning.py trains on together."""
+    shard_weights: bool = False
+    """Each GPU holds a part of the weights; it needs files in 16 bits and the backend transformers."""
     steps: int = 20
     """Optimizer steps of each."""
     warm_up: int = 5
     """Steps that are not timed."""
     folder: Path | None = None
     """Where the model is made; for a while it takes 2.6 bytes a parameter. None takes a temporary folder."""
-
-
-@dataclass(frozen=True)
-class Before:
-    """Train as the notebooks do."""
-
-    model: tyro.conf.Positional[Path]
-    texts: tyro.conf.Positional[Path]
-    result: tyro.conf.Positional[Path]
-    steps: int = 20
-    warm_up: int = 5
 
 
 def write_records(path: Path, vocabulary: list[str], count: int, seed: int = 3407) -> None:
@@ -94,8 +91,8 @@ def write_records(path: Path, vocabulary: list[str], count: int, seed: int = 340
             file.write(json.dumps({"title": title, "content": content}) + "\n")
 
 
-def make_model(folder: Path, shape: str, layers: int | None) -> None:
-    """Write a model with random weights in 4 bits and the tokenizer of the demo's model, as a user's download is."""
+def make_model(folder: Path, shape: str, layers: int | None, files: str) -> None:
+    """Write a model with random weights and the tokenizer of the demo's model, as a user's download is."""
     import torch
     import transformers
 
@@ -109,6 +106,10 @@ def make_model(folder: Path, shape: str, layers: int | None) -> None:
     with torch.device("cuda"):
         torch.set_default_dtype(torch.bfloat16)
         model = getattr(transformers, f"{architecture}ForCausalLM")(config)
+    if files == "16bit":
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return
     with tempfile.TemporaryDirectory(dir=folder.parent) as whole:
         model.save_pretrained(whole)
         del model
@@ -124,52 +125,20 @@ def make_model(folder: Path, shape: str, layers: int | None) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def train_as_before(work: Before) -> None:
-    """Train as the notebooks do, and write what was measured."""
-    from unsloth import FastLanguageModel  # isort: skip  It changes the others.
-    import torch
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    preset = PRESETS["amazon-llama3"]
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        str(work.model), max_seq_length=preset.train.max_length, load_in_4bit=True
-    )
-    model = FastLanguageModel.get_peft_model(
-        model, r=preset.lora.r, lora_alpha=preset.lora.alpha, lora_dropout=0, bias="none",
-        target_modules=list(preset.lora.target_modules), use_gradient_checkpointing="unsloth", random_state=3407,
-    )  # fmt: skip
-    texts = json.loads(work.texts.read_text(encoding="utf-8"))
-    seen, ends = [], []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            torch.cuda.synchronize()
-            ends.append(time.perf_counter())
-            seen.append(state.num_input_tokens_seen)
-
-    trainer = SFTTrainer(
-        model=model, processing_class=tokenizer, train_dataset=Dataset.from_dict({"text": texts}), callbacks=[Clock()],
-        args=SFTConfig(
-            output_dir=str(work.result.parent / "before"), dataset_text_field="text", packing=False,
-            max_length=preset.train.max_length, per_device_train_batch_size=2, gradient_accumulation_steps=4,
-            max_steps=work.steps, learning_rate=2e-4, optim="adamw_8bit", max_grad_norm=0.3, seed=3407, bf16=True,
-            logging_steps=1, save_strategy="no", report_to="none", include_num_input_tokens_seen="non_padding",
-        ),
-    )  # fmt: skip
-    trainer.train()
-    measured = (seen[-1] - seen[work.warm_up - 1]) / (ends[-1] - ends[work.warm_up - 1])
-    peak = torch.cuda.max_memory_allocated() / 2**30
-    work.result.write_text(json.dumps({"tokens_per_second": measured, "peak": peak}))
-
-
-def run_stage(script: str, options: list[str]) -> bool:
-    """Run a script of the project in a process of its own; say whether it succeeded, and what it said if not."""
-    done = subprocess.run([sys.executable, str(PROJECT_DIR / script), *options], capture_output=True, text=True)
+def run_script(script: str, options: list[str], devices: int = 1) -> bool:
+    """Run a script of the project in a process a device; say whether it succeeded, and what it said if not."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(devices)] if devices > 1 else []
+    command = [sys.executable, *launcher, str(PROJECT_DIR / script), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         print(f"{script} {' '.join(options)}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
     return done.returncode == 0
+
+
+def speed(lines: list[dict[str, Any]], warm_up: int) -> float:
+    """Return the tokens per second after so many steps, from the lines of a log."""
+    first = next(line for line in lines if line["step"] == warm_up)
+    return (lines[-1]["tokens"] - first["tokens"]) / (lines[-1]["seconds"] - first["seconds"])
 
 
 def make_data(model: Path, records: Path, outputs: Path, preset: str, count: int) -> None:
@@ -177,7 +146,7 @@ def make_data(model: Path, records: Path, outputs: Path, preset: str, count: int
     vocabulary = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     words = sorted(w[1:] for w in vocabulary if w.startswith("Ġ") and w[1:].isalpha() and w[1:].isascii())
     write_records(records, words, count)
-    run_stage("process_data.py", [
+    run_script("process_data.py", [
         "--preset", preset, "--output-dir", str(outputs), "--data.input", str(records), "--data.min-content-chars", "1",
         "--data.read-title-from", "title", "--data.read-content-from", "content",
     ])  # fmt: skip
@@ -185,20 +154,19 @@ def make_data(model: Path, records: Path, outputs: Path, preset: str, count: int
 
 def train_now(model: Path, outputs: Path, preset: str, options: list[str], work: Benchmark) -> dict[str, Any] | None:
     """Run fine_tuning.py and return what its log and its manifest say, or None if it failed."""
-    succeeded = run_stage("fine_tuning.py", [
+    options = [*options, "--train.shard-weights", "--train.optimizer", "adamw_torch"] if work.shard_weights else options
+    succeeded = run_script("fine_tuning.py", [
         "--preset", preset, "--output-dir", str(outputs), "--model.name", str(model), "--model.backend", work.backend,
         "--train.max-steps", str(work.steps), "--train.logging-steps", "1", "--train.validation-size", "8",
         "--train.save-steps", "100000", "--generation.max-new-tokens", "1", *options,
-    ])  # fmt: skip
+    ], work.devices)  # fmt: skip
     if not succeeded:
         return None
     run_dir = outputs / preset
-    lines = [json.loads(line) for line in (run_dir / "training_log.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if "loss" in line]
-    first, last = lines[work.warm_up - 1], lines[-1]
+    lines = [line for line in read_log(run_dir / "training_log.jsonl") if "loss" in line]
     metrics = json.loads((run_dir / "manifests" / "fine_tuning.json").read_text())["metrics"]
     return {
-        "tokens_per_second": (last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"]),
+        "tokens_per_second": speed(lines, work.warm_up),
         "peak": metrics["peak_memory_gib"],
         "expected": metrics["memory_estimate_gib"],
         "how": f"{metrics['precision']}, {'' if metrics['checkpointing'] else 'no '}checkpointing, {metrics['passes']} x "
@@ -232,54 +200,59 @@ def run(work: Benchmark) -> None:
         folder = work.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         model, outputs, records = (
-            folder / f"{work.shape}-{work.layers or 'all'}",
+            folder / f"{work.shape}-{work.layers or 'all'}-{work.files}",
             folder / "outputs",
             folder / "trn.json",
         )
         if not model.exists():
             subprocess.run(
-                [sys.executable, __file__, "make-model", str(model), work.shape, str(work.layers or 0)], check=True
+                [sys.executable, __file__, "make-model", str(model), work.shape, str(work.layers or 0), work.files],
+                check=True,
             )
         make_data(model, records, outputs, preset, 40 * work.steps + 4000)
         parameters = parameter_count(model)
         print(
-            f"{work.shape}, {parameters / 1e9:.2f} billion parameters in blocks and head; {work.steps} steps, {work.warm_up} not timed"
+            f"{work.shape}, {parameters / 1e9:.2f} billion parameters in blocks and head; {work.steps} steps, {work.warm_up} not timed; {work.devices} GPUs"
         )
         print(f"{'set-up':<24}{'tokens/s':>9}{'ratio':>7}{'peak GiB':>10}{'expected':>10}{'of matrix rate':>16}   how")
         before = None
         for name in work.setups:
             if name == "before":
                 result = measure_before(model, outputs, preset, work)
-                before = result["tokens_per_second"]
+                before = result["tokens_per_second"] if result else None
             else:
                 result = train_now(model, outputs, preset, SETUPS[name], work)
             if result is None:
                 print(f"{name:<24}   failed")
                 continue
-            speed = result["tokens_per_second"]
-            share = speed * FLOPS_PER_PARAMETER * parameters / rate
+            now = result["tokens_per_second"]
+            share = now * FLOPS_PER_PARAMETER * parameters / (rate * (1 if name == "before" else work.devices))
             print(
-                f"{name:<24}{speed:>9,.0f}{speed / before if before else float('nan'):>7.1f}{result['peak']:>10.2f}"
+                f"{name:<24}{now:>9,.0f}{now / before if before else float('nan'):>7.1f}{result['peak']:>10.2f}"
                 f"{result.get('expected', float('nan')):>10.2f}{share:>15.1%}    {result.get('how', 'Unsloth, 4bit, 2 x 4, checkpointing')}",
                 flush=True,
             )
 
 
-def measure_before(model: Path, outputs: Path, preset: str, work: Benchmark) -> dict[str, Any]:
-    """Train as before on the texts that fine_tuning.py makes of the same records."""
+def measure_before(model: Path, outputs: Path, preset: str, work: Benchmark) -> dict[str, Any] | None:
+    """Train as before on the texts that fine_tuning.py makes of the same records, or return None if it failed."""
     from pipeline import language_model, prompts, records
 
     data = records.open_processed(outputs / preset)
     tokenizer = language_model.load_tokenizer(str(model))
     made = prompts.make_prompt_format(PRESETS[preset].prompt, tokenizer)
     texts = [made.prompt(title) + content + made.end for title, content in data.sample("train", 8 * work.steps + 64, 1)]
-    texts_file, result = outputs / "texts.json", outputs / "before.json"
-    texts_file.write_text(json.dumps(texts), encoding="utf-8")
-    command = [sys.executable, __file__, "before", str(model), str(texts_file), str(result)]
-    subprocess.run(
-        [*command, "--steps", str(work.steps), "--warm-up", str(work.warm_up)], check=True, capture_output=True
-    )
-    return json.loads(result.read_text())
+    records_file, log = outputs / "texts.json", outputs / "before.jsonl"
+    records_file.write_text(json.dumps({"texts": texts}), encoding="utf-8")
+    lora, max_length = PRESETS["amazon-llama3"].lora, PRESETS["amazon-llama3"].train.max_length
+    succeeded = run_script("benchmarks/notebook_training.py", [
+        str(model), str(records_file), str(log), "--lora.r", str(lora.r), "--lora.alpha", str(lora.alpha),
+        "--max-length", str(max_length), "--steps", str(work.steps),
+    ])  # fmt: skip
+    if not succeeded:
+        return None
+    lines = read_log(log)
+    return {"tokens_per_second": speed(lines, work.warm_up), "peak": lines[-1]["peak"]}
 
 
 def parameter_count(model: Path) -> int:
@@ -293,9 +266,7 @@ def parameter_count(model: Path) -> int:
 
 if __name__ == "__main__":
     os.environ.update(HF_HUB_OFFLINE="1", UNSLOTH_DISABLE_STATISTICS="1")
-    if sys.argv[1:2] == ["before"]:
-        train_as_before(tyro.cli(Before, args=sys.argv[2:]))
-    elif sys.argv[1:2] == ["make-model"]:
-        make_model(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]) or None)
+    if sys.argv[1:2] == ["make-model"]:
+        make_model(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]) or None, sys.argv[5])
     else:
         run(tyro.cli(Benchmark, description=__doc__))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from config import LoraConfig, ModelConfig
-from pipeline import bundled_models
+from pipeline import bundled_models, processes
 from pipeline.artifacts import UserError, read_json
 
 if TYPE_CHECKING:
@@ -54,6 +54,13 @@ def prepare_backend(config: ModelConfig) -> Backend:
     import torch
 
     present = importlib.util.find_spec("unsloth") is not None
+    if processes.shards_weights():
+        if config.precision == "4bit" or config.backend == "unsloth" or quantized_files(config.name):
+            raise UserError(
+                "--train.shard-weights takes a base model with 16-bit files, --model.precision 16bit and --model.backend "
+                "transformers."
+            )
+        return "transformers"
     backend = choose_backend(config.backend, cuda=torch.cuda.is_available(), unsloth=present)
     if (
         backend == "unsloth"
@@ -277,9 +284,11 @@ def _load_with_transformers(path: str, precision: Precision) -> PreTrainedModel:
         )
 
 
-def _device_map() -> dict[str, Any]:
+def _device_map() -> dict[str, Any] | None:
     import torch
 
+    if processes.shards_weights():
+        return None  # accelerate brings each device its part
     # Of several processes, each has a GPU of its own.
     return {"": torch.cuda.current_device() if best_device() == "cuda" else best_device()}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from config import LoraConfig, ModelConfig, TrainConfig
-from pipeline import bundled_models
+from pipeline import bundled_models, processes
 from pipeline.artifacts import UserError
 from pipeline.language_model import (
     Backend,
@@ -30,6 +30,7 @@ KEPT_SHARE = {"unsloth": 0.68, "transformers": 1.2}  # of the inputs and outputs
 DROPOUT_BYTES = 3  # of an input of the adapter: its value and whether it was dropped
 CPU_KEPT = 3.0  # times what a GPU keeps: a CPU's allocator holds on to pieces that fit no later record
 CPU_PROGRAM = 1.0 * GIB  # Python and the libraries
+GATHERED_BLOCKS = 2  # whose weights a device holds for a while, where it has a part of the others
 SPARE_SHARE = 0.05  # of the memory, for what is split into pieces too small to use
 ANSWERING_SHARE = 1.25  # memory to answer with, over that of the weights
 
@@ -141,9 +142,15 @@ def size_of_architecture(shape: PreTrainedConfig, lora: LoraConfig) -> ModelSize
 
 
 def estimate_training(
-    size: ModelSize, backend: Backend, precision: Precision, checkpointing: bool, tokens: int, optimizer: str
+    size: ModelSize,
+    backend: Backend,
+    precision: Precision,
+    checkpointing: bool,
+    tokens: int,
+    optimizer: str,
+    shards: int = 1,
 ) -> MemoryEstimate:
-    """Estimate the peak of a training whose largest forward pass has so many tokens."""
+    """Estimate the peak of a training whose largest forward pass has so many tokens, the weights in so many parts."""
     optimizer_bytes = 8 if optimizer == "adamw_torch" else 2
     block = tokens * (size.features * 2 * KEPT_SHARE[backend] + size.adapter_inputs * DROPOUT_BYTES)
     kept = size.layers * block
@@ -152,13 +159,16 @@ def estimate_training(
         kept = block + (0 if backend == "unsloth" else size.layers * tokens * size.hidden * 2)
     loss = min(tokens, LOSS_CHUNK) * size.vocabulary * LOSS_BYTES_PER_LOGIT
     dequantized = 2 * size.largest if precision == "4bit" else 0
-    loading = size.weights(precision)
+    weights, adapter = size.weights(precision) / shards, size.adapter * (4 + 4 + optimizer_bytes) / shards
+    if shards > 1:
+        weights += 2 * (size.other + GATHERED_BLOCKS * size.linear / size.layers)
+    loading = weights
     if size.quantized_files and precision == "16bit":
         loading += size.weights("4bit")
     activations = kept + loss + dequantized
     if best_device() == "cpu":
         activations, loading = CPU_KEPT * activations + CPU_PROGRAM, loading + CPU_PROGRAM
-    return MemoryEstimate(size.weights(precision), size.adapter * (4 + 4 + optimizer_bytes), activations, loading)
+    return MemoryEstimate(weights, adapter, activations, loading)
 
 
 def plan_training(
@@ -188,12 +198,12 @@ def plan_training(
     """
     limited = train.memory_gb is not None and train.memory_gb * GIB < free
     usable = (train.memory_gb * GIB if limited else free) * (1 - SPARE_SHARE)
-    smallest = None
+    smallest, shards = None, devices if processes.shards_weights() else 1
     for passes in pass_counts(train, devices):
         tokens = most_tokens(passes * devices)
         for precision in precisions(model):
             for checkpointing in {"auto": (False, True), "on": (True,), "off": (False,)}[train.gradient_checkpointing]:
-                estimate = estimate_training(size, backend, precision, checkpointing, tokens, train.optimizer)
+                estimate = estimate_training(size, backend, precision, checkpointing, tokens, train.optimizer, shards)
                 plan = TrainingPlan(precision, checkpointing, passes, tokens, estimate, usable)
                 if estimate.total <= usable:
                     return plan
@@ -228,7 +238,8 @@ def pass_counts(train: TrainConfig, devices: int) -> list[int]:
 def precisions(model: ModelConfig) -> tuple[Precision, ...]:
     """Return the precisions that a model may be loaded in, the faster first."""
     if model.precision == "auto":
-        return ("16bit", "4bit") if best_device() == "cuda" else ("16bit",)
+        four_bits = best_device() == "cuda" and not processes.shards_weights()
+        return ("16bit", "4bit") if four_bits else ("16bit",)
     return (model.precision,)
 
 

@@ -1,4 +1,7 @@
-"""The processes that `accelerate launch` started, one a device; without it there is one."""
+"""The processes that `accelerate launch` started, one a device; without it there is one.
+
+Each holds the whole model, or a part of its weights where they are sharded (FSDP2, which accelerate runs).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts import UserError
+
 
 def _state() -> Any:
     from accelerate import PartialState
@@ -15,6 +20,30 @@ def _state() -> Any:
     from pipeline.language_model import best_device
 
     return PartialState(cpu=best_device() == "cpu")
+
+
+def start(shard_weights: bool) -> None:
+    """Prepare for training on the devices there are; to be called first.
+
+    Raises:
+        UserError: weights cannot be sharded as asked for.
+    """
+    if shards_weights() and not shard_weights:
+        raise UserError("Give --train.shard-weights to fine_tuning.py, instead of FSDP's options to accelerate launch.")
+    if not shard_weights:
+        return
+    # accelerate reads these when its state is made.
+    os.environ.update(
+        ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
+        FSDP_CPU_RAM_EFFICIENT_LOADING="true", FSDP_STATE_DICT_TYPE="SHARDED_STATE_DICT",
+    )  # fmt: skip
+    if device_count() == 1:
+        raise UserError("--train.shard-weights needs several devices: accelerate launch fine_tuning.py …")
+
+
+def shards_weights() -> bool:
+    """Tell whether each device holds only a part of the weights."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def device_count() -> int:
@@ -36,6 +65,11 @@ def least_free_memory() -> float:
 def is_main() -> bool:
     """Tell whether this process is the one that writes files."""
     return _state().is_main_process
+
+
+def answers() -> bool:
+    """Tell whether this process takes part in answering: the main one, or all where each has a part of the weights."""
+    return is_main() or shards_weights()
 
 
 def wait_for_all() -> None:

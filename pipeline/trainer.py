@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput
@@ -47,13 +48,17 @@ def make_trainer(
         processing_class=tuned.tokenizer,
         callbacks=list(callbacks),
     )
+    if trainer.is_fsdp_enabled:
+        # accelerate's policy rounds the loss to 16 bits.
+        policy = MixedPrecisionPolicy(param_dtype=tuned.model.dtype, reduce_dtype=torch.float32)
+        trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
     trainer.remove_callback(PrinterCallback)
     trainer.batching, trainer.backend = batching, tuned.backend
     return trainer
 
 
 def sft_arguments(
-    train: TrainConfig, folder: Path, passes: int, checkpointing: bool, has_validation: bool, dtype: Any
+    train: TrainConfig, folder: Path, passes: int, checkpointing: bool, has_validation: bool, resumes: bool, dtype: Any
 ) -> SFTConfig:
     """Return TRL's form of the training settings. The records come tokenized, with their labels.
 
@@ -63,6 +68,7 @@ def sft_arguments(
         passes: forward passes of an optimizer step on this device; each is an item of the data.
         checkpointing: whether activations are computed again in the backward pass.
         has_validation: whether there are validation records.
+        resumes: whether an interrupted training goes on, so that the loss before the training was measured.
         dtype: of the base model.
     """
     evaluates = train.eval_steps is not None and has_validation
@@ -89,12 +95,14 @@ def sft_arguments(
         logging_first_step=True,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=train.eval_steps if evaluates else None,
+        eval_on_start=has_validation and not resumes,
         save_steps=train.save_steps,
         save_total_limit=2,
         include_num_input_tokens_seen="all",  # there is no padding
         max_length=None,
         padding_free=False,  # the rows are ours
         dataset_kwargs={"skip_prepare_dataset": True},
+        ddp_find_unused_parameters=False,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -103,6 +111,16 @@ def sft_arguments(
         # transformers would cut the rows of one process into a part for each GPU; `accelerate launch` uses all of them.
         arguments._n_gpu = 1
     return arguments
+
+
+def gathered_adapter(trainer: SFTTrainer) -> dict[str, torch.Tensor] | None:
+    """Return the adapter's weights, gathered by all processes for the main one; None where each process has them all."""
+    if not trainer.is_fsdp_enabled:
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    return get_model_state_dict(trainer.model, options=options)
 
 
 class EndToEndTrainer(SFTTrainer):
@@ -124,8 +142,9 @@ class EndToEndTrainer(SFTTrainer):
         """Return the forward passes of an evaluation that are this process's to do."""
         records = self.eval_dataset if eval_dataset is None else eval_dataset
         lengths = token_counts(records)
-        batches = fill(range(len(lengths)), lengths, EVALUATION_TOKENS)
-        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        batches, processes = fill(range(len(lengths)), lengths, EVALUATION_TOKENS), self.accelerator.num_processes
+        batches += [[]] * (-len(batches) % processes)  # sharded weights must be asked for by all equally often
+        mine = batches[self.accelerator.process_index :: processes]
         return self._loader(ForwardPasses(records, self.backend, lambda _: mine))
 
     def evaluation_loop(
@@ -138,7 +157,8 @@ class EndToEndTrainer(SFTTrainer):
             inputs = self._prepare_inputs(inputs)
             tokens = inputs["labels"][:, 1:].ne(IGNORED_LABEL).sum()
             with torch.no_grad(), self.compute_loss_context_manager():
-                sums += torch.stack([self.model(**inputs)["loss"].float() * tokens, tokens])
+                loss = self.model(**inputs, num_items_in_batch=torch.ones_like(tokens))["loss"]  # a sum
+            sums += torch.stack([loss.float(), tokens])
         loss, tokens = self.accelerator.reduce(sums).tolist()
         self.model.train()
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss / tokens}, len(dataloader.dataset))

@@ -89,11 +89,15 @@ class TrainingLog(TrainerCallback):
         self.started = self.evaluating = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """Open the bar at the step at which the training begins."""
+        """Start the clock."""
         self.started, self.evaluating = time.perf_counter(), 0.0
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="Training", unit="step", dynamic_ncols=True
-        )
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        """Open the bar at the step at which the training begins."""
+        if self.bar is None:
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="Training", unit="step", dynamic_ncols=True
+            )
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Move the bar."""
@@ -106,19 +110,17 @@ class TrainingLog(TrainerCallback):
         if "loss" not in values and "validation_loss" not in values:
             return
         self.evaluating += logs.get("eval_runtime", 0.0)
-        if self.started:
-            values["seconds"] = round(time.perf_counter() - self.started - self.evaluating, 3)
-            values["tokens"] = state.num_input_tokens_seen
+        values["seconds"] = round(time.perf_counter() - self.started - self.evaluating, 3)
+        values["tokens"] = state.num_input_tokens_seen
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **values}) + "\n")
-        if self.bar is not None:
-            if "validation_loss" in values:
-                perplexity = math.exp(min(values["validation_loss"], 100))
-                self.bar.write(
-                    f"step {state.global_step}: validation loss {values['validation_loss']:.4f}, perplexity {perplexity:.2f}"
-                )
-            else:
-                self.bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{values['learning_rate']:.2e}")
+        if "validation_loss" in values:
+            perplexity = math.exp(min(values["validation_loss"], 100))
+            tqdm.write(
+                f"step {state.global_step}: validation loss {values['validation_loss']:.4f}, perplexity {perplexity:.2f}"
+            )
+        elif self.bar is not None:
+            self.bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{values['learning_rate']:.2e}")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         """Close the bar."""

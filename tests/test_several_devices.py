@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import process_data
 from config import PROJECT_DIR
@@ -13,8 +14,15 @@ from pipeline.artifacts import read_manifest
 from pipeline.batching import EVALUATION_TOKENS
 from pipeline.training_log import read_log
 
+TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
 
-def test_two_processes_take_the_steps_of_one(make_config, tmp_path):
+
+@pytest.mark.parametrize(
+    "sharding",
+    [(), pytest.param(("--train.shard-weights",), marks=[pytest.mark.gpu, TWO_GPUS])],
+    ids=["whole", "sharded"],
+)
+def test_two_processes_take_the_steps_of_one(make_config, sharding):
     config = make_config()
     process_data.run(config)
     options = [
@@ -26,8 +34,9 @@ def test_two_processes_take_the_steps_of_one(make_config, tmp_path):
         "--questions.held-out", "1",
     ]  # fmt: skip
     logs, printed = [], []
-    for launcher in ([], ["-m", "torch.distributed.run", "--nproc-per-node", "2"]):
-        command = [sys.executable, *launcher, *options]
+    backend = ["--model.backend", "transformers"] if sharding else []
+    for launcher, more in (([], ()), (["-m", "torch.distributed.run", "--nproc-per-node", "2"], sharding)):
+        command = [sys.executable, *launcher, *options, *backend, *more]
         done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr[-3000:]
         logs.append(read_log(config.run_dir / "training_log.jsonl"))
