@@ -123,8 +123,8 @@ def load_base(
             )
         else:
             model = _load_with_transformers(path, precision)
-    if precision == "16bit" and getattr(model, "is_quantized", False):
-        model = model.dequantize()
+    if precision == "16bit":
+        model = _dequantized(model)
     ready = _ready(model, tokenizer, backend, config.name)
     return ready if training else for_inference(ready)
 
@@ -138,9 +138,7 @@ def load_for_merging(config: ModelConfig) -> LanguageModel:
     with helpful_loading_errors(config.name), quiet_loading():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, use_safetensors=True)
         tokenizer = load_tokenizer(path)
-    if getattr(model, "is_quantized", False):
-        model = model.dequantize()
-    return for_inference(_ready(model, tokenizer, "transformers", config.name))
+    return for_inference(_ready(_dequantized(model), tokenizer, "transformers", config.name))
 
 
 def in_16_bits(language_model: LanguageModel) -> LanguageModel:
@@ -206,11 +204,14 @@ def load_adapter(base: LanguageModel, folder: Path) -> LanguageModel:
 def for_inference(language_model: LanguageModel) -> LanguageModel:
     """Return a model ready to answer.
 
-    On the CPU a small model answers in 32 bits, as llama.cpp does, so that its answers and those of its GGUF agree.
+    A small model answers in 32 bits, as llama.cpp does: then neither the size of a batch nor what runs the model tips
+    near ties.
     """
     set_training(language_model, False)
-    if language_model.device == "cpu" and language_model.model.num_parameters() < SMALL_MODEL:
-        language_model.model.float()
+    model = language_model.model
+    castable = not getattr(model, "is_quantized", False) and not processes.shards_weights()
+    if language_model.backend == "transformers" and castable and model.num_parameters() < SMALL_MODEL:
+        model.float()
     return language_model
 
 
@@ -282,6 +283,15 @@ def _load_with_transformers(path: str, precision: Precision) -> PreTrainedModel:
             use_safetensors=True,
             **({"quantization_config": quantization} if quantization and not quantized_files(path) else {}),
         )
+
+
+def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model in 16 bits, whatever its files hold."""
+    if getattr(model, "is_quantized", False):
+        model = model.dequantize()
+        # save_pretrained would want to undo the conversion from 4 bits, and cannot.
+        model._weight_conversions = None
+    return model
 
 
 def _device_map() -> dict[str, Any] | None:

@@ -6,6 +6,9 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import compare_models
 import fine_tuning
@@ -16,8 +19,8 @@ import process_data
 import rag_indexing
 import rag_model_retriever
 import rag_search_vs
-from config import GgufConfig, LoraConfig
-from pipeline import artifacts, prompts
+from config import GgufConfig, LoraConfig, ModelConfig
+from pipeline import artifacts, language_model, prompts
 from pipeline.artifacts import UserError
 from pipeline.llama_cpp import GgufModel
 from pipeline.training_log import read_log
@@ -91,6 +94,22 @@ def test_the_whole_chain(config, request, capsys):
     assert modelfile.startswith("FROM ./model-f32.gguf\n")
     assert prompt_format.prompt("{{ .Prompt }}") in modelfile
     assert f'PARAMETER stop "{prompt_format.end}"' in modelfile
+
+
+def test_a_base_with_4_bit_files_becomes_a_16_bit_model(config, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    whole = config.model.name
+    small = AutoModelForCausalLM.from_pretrained(whole, quantization_config=quantization, dtype=torch.bfloat16)
+    small.save_pretrained(tmp_path / "small")
+    language_model.load_tokenizer(whole).save_pretrained(tmp_path / "small")
+    config = replace(config, model=ModelConfig(name=str(tmp_path / "small")))
+    process_data.run(config)
+    fine_tuning.run(config)
+    merge_and_convert.run(config)
+    merged = load_file(config.run_dir / "merged_model" / "model.safetensors")
+    assert {weight.dtype for weight in merged.values()} == {torch.bfloat16}
+    assert not language_model.quantized_files(str(config.run_dir / "merged_model"))
 
 
 def test_training_leaves_a_log_a_picture_a_dataset_and_figures(config, capsys):
