@@ -311,6 +311,12 @@ class RagConfig:
     """Name of the collection; None takes the name of the preset."""
     k: int = 3
     """Pieces retrieved for a query."""
+    reranker: str | None = None
+    """Folder or Hugging Face id of a cross-encoder that puts the best pieces in another order; None leaves them."""
+    min_score: float = 0.1
+    """Score, from 0 to 1, that the best piece must have for a model to be asked at all."""
+    not_found: str = "This is not in the data."
+    """What is answered where no piece has that score."""
     answer_with: Literal["foundation", "finetuned"] = "foundation"
     """Which language model answers: the base model, or the base model with the adapter of stage 3."""
     max_context_tokens: int = 2048
@@ -318,7 +324,7 @@ class RagConfig:
 
     def __post_init__(self) -> None:
         _require_positive("rag", self, "embedding_batch_tokens", "k", "max_context_tokens")
-        _require_at_least_zero("rag", self, "chunk_overlap_tokens")
+        _require_at_least_zero("rag", self, "chunk_overlap_tokens", "min_score")
         if self.chunk_tokens is not None:
             enough = self.chunk_tokens > self.chunk_overlap_tokens
             _require(enough, "rag.chunk_tokens", "greater than rag.chunk_overlap_tokens", self.chunk_tokens)
@@ -432,7 +438,10 @@ _SAUDE_PHI3 = Config(
     ),
     gguf=GgufConfig(file_name="novo_modelo.gguf"),
     questions=QuestionsConfig(held_out=10),
-    rag=RagConfig(embedding_model="sentence-transformers/paraphrase-multilingual-mpnet-base-v2"),
+    rag=RagConfig(
+        embedding_model="sentence-transformers/paraphrase-multilingual-mpnet-base-v2",
+        not_found="Isso não está nos dados.",
+    ),
 )
 
 _BOOKS_PHI3_MEDIUM = Config(

@@ -1,7 +1,8 @@
 """Stage 6: index the cleaned records for retrieval.
 
-Reads trn_processed.json. Writes chroma/, a Chroma collection on disk, or fills one of a server (--rag.chroma-host). Run
-again, after an interruption too, it embeds only what is new or changed and removes what has vanished.
+Reads trn_processed.json. Writes chroma/, a Chroma collection on disk, or fills one of a server (--rag.chroma-host), and
+lexical.sqlite, an index of the words. Run again, after an interruption too, it embeds only what is new or changed and
+removes what has vanished.
 
     python rag_indexing.py
 """
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from config import Config
-from pipeline import artifacts, chunking, embedding, records, vector_store
+from pipeline import artifacts, chunking, embedding, indexing, lexical, records, vector_store
 from pipeline.command_line import run_stage
 
 if TYPE_CHECKING:
@@ -33,7 +34,11 @@ def run(config: Config) -> Path:
         artifacts.manifest_path(config.run_dir, "rag_indexing").unlink(missing_ok=True)
         store = vector_store.open_store(folder, rag, create=True)
         with tqdm(total=count, desc="Indexing", unit="record", dynamic_ncols=True) as bar:
-            report = vector_store.index(store, data, size, rag, load, bar.update)
+            report = indexing.index(store, data, size, rag, load, bar.update)
+        words = lexical.LexicalIndex(config.run_dir / lexical.FILE_NAME)
+        if report.added or report.removed or len(words) != report.added + report.unchanged:
+            print("Indexing the words …", flush=True)
+            words.follow(store)
         metrics.update(added=report.added, removed=report.removed, unchanged=report.unchanged, chunk_tokens=size.tokens)
     print(
         f"\nadded {report.added:,}, removed {report.removed:,}, unchanged {report.unchanged:,} chunks of {count:,} records"

@@ -1,7 +1,8 @@
 """Stage 8: answer with retrieved records at hand (RAG).
 
-Reads chroma/ and a language model: the base model, or with --rag.answer-with finetuned the adapter of stage 3. Asks the
-same titles as stages 2 and 4. Writes rag_answers.json. --title asks a title of your own.
+Reads chroma/, lexical.sqlite and a language model: the base model, or with --rag.answer-with finetuned the adapter of
+stage 3. Asks the same titles as stages 2 and 4. Writes rag_answers.json. --title asks a title of your own. Where no record
+has --rag.min-score, no model is asked: the answer is that this is not in the data.
 
     python rag_model_retriever.py --title "Wooden train set"
 """
@@ -9,11 +10,23 @@ same titles as stages 2 and 4. Writes rag_answers.json. --title asks a title of 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from config import Config
-from pipeline import artifacts, embedding, generation, language_model, memory, prompts, questions, records, vector_store
+from pipeline import (
+    artifacts,
+    citations,
+    generation,
+    language_model,
+    memory,
+    prompts,
+    questions,
+    records,
+    retrieval,
+)
 from pipeline.command_line import run_stage
 from pipeline.trained_models import adapter_folder, trained_precision
 
@@ -46,22 +59,32 @@ def answer_titles(
     config: Config, data: records.ProcessedData, asked: list[questions.Question]
 ) -> tuple[language_model.LanguageModel, list[dict]]:
     """Retrieve, answer and print; return the model and the entries of the answers file."""
-    embeddings = embedding.load_embeddings(config.rag)
-    store = vector_store.open_store(config.run_dir / "chroma", config.rag, embeddings)
+    retriever = retrieval.open_retriever(config.run_dir, config.rag)
     model, prompt_format = load_language_model(config, data)
-    texts, sources = [], []
-    for question in asked:
-        hits = vector_store.search(store, question.title, config.rag.k)
-        prompt, used = prompt_with_context(prompt_format, model, question.title, hits, config.rag.max_context_tokens)
-        texts.append(prompt)
-        sources.append([dataclasses.asdict(hit) for hit in used])
-    entries = questions.ask(
-        asked,
-        lambda advance: generation.generate(model, prompt_format, texts, config.answers, advance),
-        prompt_format,
-        sources,
-    )
-    return model, entries
+    texts: dict[int, str] = {}
+    sources: dict[int, list[retrieval.Hit]] = {}
+    for position, question in enumerate(asked):
+        hits = retriever.search(question.title, config.rag.k)
+        if hits and hits[0].score >= config.rag.min_score:
+            texts[position], sources[position] = prompt_with_context(
+                prompt_format, model, question.title, hits, config.rag.max_context_tokens
+            )
+
+    def answer_all(advance: Callable[[int], object]) -> list[generation.Answer]:
+        written = iter(generation.generate(model, prompt_format, list(texts.values()), config.answers, advance))
+        advance(len(asked) - len(texts))
+        not_found = generation.Answer(config.rag.not_found, tokens=0, ended=True, seconds=0.0)
+        return [next(written) if position in texts else not_found for position in range(len(asked))]
+
+    def explain(position: int, answer: str) -> dict[str, Any]:
+        used = sources.get(position, [])
+        return {
+            "cited": citations.cite(answer, used, retriever.lexical),
+            "support": round(citations.support(answer, used, retriever.lexical), 4) if used else None,
+            "sources": [{**dataclasses.asdict(hit), "score": hit.score} for hit in used],
+        }
+
+    return model, questions.ask(asked, answer_all, prompt_format, explain)
 
 
 def load_language_model(
@@ -81,18 +104,19 @@ def prompt_with_context(
     prompt_format: prompts.PromptFormat,
     model: language_model.LanguageModel,
     title: str,
-    hits: list[vector_store.Hit],
+    hits: list[retrieval.Hit],
     max_tokens: int,
-) -> tuple[str, list[vector_store.Hit]]:
+) -> tuple[str, list[retrieval.Hit]]:
     """Return the prompt with as much of the hits as fits, the best first, and the hits that are in it.
 
     The answer's tokens come on top of max_tokens, so a long context never cuts an answer off.
     """
-    used: list[vector_store.Hit] = []
+    used: list[retrieval.Hit] = []
     prompt = prompt_format.prompt(title)
 
-    def with_hits(chosen: list[vector_store.Hit]) -> str:
-        return prompt_format.prompt(title, "\n".join(prompt_format.source_text(h.title, h.text) for h in chosen))
+    def with_hits(chosen: list[retrieval.Hit]) -> str:
+        sources = (prompt_format.source_text(n, hit.title, hit.text) for n, hit in enumerate(chosen, 1))
+        return prompt_format.prompt(title, "\n".join(sources))
 
     def fits(text: str) -> bool:
         return len(prompts.prompt_ids(prompt_format, model.tokenizer, text)) <= max_tokens

@@ -1,6 +1,7 @@
 """Stage 7: search the index.
 
-Reads chroma/. Prints the k records nearest to --query, or to each query that is typed.
+Reads chroma/ and lexical.sqlite. Prints the k records that fit --query best, or each query that is typed: those with
+exactly this title first, then by meaning and words.
 
     python rag_search_vs.py --query "ballet tutu for small girls"
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from config import Config
-from pipeline import artifacts, embedding, records, vector_store
+from pipeline import artifacts, records, retrieval
 from pipeline.command_line import prompt_lines, run_stage
 
 
@@ -23,22 +24,22 @@ class SearchOptions:
 
 
 def run(config: Config, options: SearchOptions) -> None:
-    """Print what is nearest to the query, or to each query that is typed."""
+    """Print what fits the query, or each query that is typed."""
     data = records.open_processed(config.run_dir)
     artifacts.require_current(config.run_dir, "rag_indexing", data.path)
-    embeddings = embedding.load_embeddings(config.rag)
-    store = vector_store.open_store(config.run_dir / "chroma", config.rag, embeddings)
-    labels = config.prompt.title_label, config.prompt.content_label
+    retriever = retrieval.open_retriever(config.run_dir, config.rag)
     for query in [options.query] if options.query is not None else prompt_lines("Query"):
-        print_hits(vector_store.search(store, data.clean(query), config.rag.k), *labels)
+        print_hits(retriever.search(data.clean(query), config.rag.k), config)
 
 
-def print_hits(hits: list[vector_store.Hit], title_label: str, content_label: str) -> None:
-    """Print hits, the nearest first."""
+def print_hits(hits: list[retrieval.Hit], config: Config) -> None:
+    """Print hits, the best first, and whether they are good enough to answer with."""
     for number, hit in enumerate(hits, 1):
-        print(f"{number}. {title_label}: {hit.title}")
-        print(f"   Score: {hit.score:.3f}")
-        print(f"   {content_label}: {hit.text}\n")
+        print(f"{number}. {config.prompt.title_label}: {hit.title}")
+        print(f"   Score: {hit.score:.3f} (meaning {hit.similarity:.2f}, words {hit.match.coverage:.0%})")
+        print(f"   {config.prompt.content_label}: {hit.text}\n")
+    if not hits or hits[0].score < config.rag.min_score:
+        print(f"Nothing has the score {config.rag.min_score} (--rag.min-score): this is probably not in the data.")
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ import psutil
 import tyro
 
 from config import PROJECT_DIR, RagConfig
-from pipeline import chunking, embedding, vector_store
+from pipeline import chunking, embedding, indexing, vector_store
 from pipeline.cleaning import clean
 from pipeline.command_line import quiet_libraries
 
@@ -104,8 +104,8 @@ def embed_all(embeddings: Any, config: RagConfig, records: Records) -> numpy.nda
         (len(pieces), embedding.sentence_transformer(embeddings).get_embedding_dimension()), "float32"
     )
     with embedding.document_encoder(embeddings, config) as encode:
-        for start in range(0, len(pieces), vector_store.SORTED_AT_A_TIME):
-            window = pieces[start : start + vector_store.SORTED_AT_A_TIME]
+        for start in range(0, len(pieces), indexing.SORTED_AT_A_TIME):
+            window = pieces[start : start + indexing.SORTED_AT_A_TIME]
             for positions, batch in encode([p.embedded_text for p in window], [p.tokens for p in window]):
                 vectors[[start + position for position in positions]] = batch
     return vectors
@@ -185,7 +185,7 @@ def measure_storing(work: Benchmark, config: RagConfig) -> None:
                 store.add_documents(documents[start : start + 100])
 
         def store_ours() -> None:
-            adder = vector_store.Adder(vector_store.open_store(next(folders) / "chroma", config, create=True))
+            adder = indexing.Adder(vector_store.open_store(next(folders) / "chroma", config, create=True))
             adder.add(chunks, vectors)
             adder.flush()
 
@@ -218,7 +218,7 @@ def index_once(count: int, work: Benchmark, config: RagConfig, folder: Path, res
     for _ in range(2):
         store = vector_store.open_store(folder, config, create=True)
         started = time.perf_counter()
-        vector_store.index(store, records, size, config, lambda: embeddings)
+        indexing.index(store, records, size, config, lambda: embeddings)
         seconds.append(time.perf_counter() - started)
     results.put((seconds, base, process.memory_info().rss))
 
@@ -251,7 +251,7 @@ def measure_search(work: Benchmark, config: RagConfig, folder: Path) -> None:
         records = build_records(count, work.processed)
         if not store.collection.count():
             size = chunking.chunk_size(config, embeddings)
-            vector_store.index(store, records, size, config, lambda: embeddings)
+            indexing.index(store, records, size, config, lambda: embeddings)
         rng = random.Random(1)
         queries = [" ".join(rng.choice(records)[1].split()[:12]) for _ in range(200)]
         vectors = numpy.array([embeddings.embed_query(query) for query in queries], "float32")
@@ -261,7 +261,7 @@ def measure_search(work: Benchmark, config: RagConfig, folder: Path) -> None:
             found.append(set(store.collection.query(query_embeddings=vector[None], n_results=10)["ids"][0]))
             by_vector.append(1000 * (time.perf_counter() - started))
             started = time.perf_counter()
-            vector_store.search(store, query, 3)
+            store.nearest(store.embed(query), 3)
             by_query.append(1000 * (time.perf_counter() - started))
         everything = store.collection.get(include=["embeddings"])
         exact = nearest(numpy.asarray(everything["embeddings"], "float32"), vectors, 10)

@@ -61,25 +61,26 @@ def ask(
     questions: Sequence[Question],
     answer_all: Callable[[Callable[[int], object]], list[Answer]],
     prompt_format: PromptFormat,
-    sources: Sequence[Sequence[dict[str, Any]]] | None = None,
+    explain: Callable[[int, str], dict[str, Any]] = lambda position, answer: {},
 ) -> list[dict[str, Any]]:
     """Answer every question under one progress bar, print question and answer, and return them for the answers file.
 
     Args:
         answer_all: takes the function that moves the progress bar, returns an answer for every question.
-        sources: for each question, the records that were given to the model.
+        explain: returns what else is known of the answer to the question at a position: `cited`, the answer with marks
+            of where it comes from, and `sources`, the records that were given to the model.
     """
     with tqdm(total=len(questions), desc="Answering", unit="answer", dynamic_ncols=True) as bar:
         answers = answer_all(bar.update)
     entries = []
     for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         print(f"\n{prompt_format.title_label}: {question.title}")
-        print(f"{prompt_format.content_label}: {answer.text}")
         entry = {**dataclasses.asdict(question), "answer": answer.text}
         entry |= {"tokens": answer.tokens, "ended": answer.ended, "seconds": round(answer.seconds, 4)}
-        if sources is not None:
-            entry["sources"] = list(sources[index])
-            named = [f"{source['title']} ({source['score']:.2f})" for source in sources[index]]
+        entry |= explain(index, answer.text)
+        print(f"{prompt_format.content_label}: {entry.get('cited', answer.text)}")
+        if "sources" in entry:
+            named = [f"[{n}] {source['title']} ({source['score']:.2f})" for n, source in enumerate(entry["sources"], 1)]
             print("Sources: " + ("; ".join(named) or "none"))
         entries.append(entry)
     return entries

@@ -38,7 +38,7 @@ EXTRA_FILES = {"llama": set(), "phi3": {"chat_template.jinja"}, "mistral": {"cha
 
 RUN_FILES = {
     "Modelfile", "checkpoints", "chroma", "comparison.html", "comparison.json", "comparison.md", "finetuned_answers.json",
-    "foundation_answers.json", "lora_model", "loss_curve.png", "manifests", "merged_model", "model-f32.gguf",
+    "foundation_answers.json", "lexical.sqlite", "lora_model", "loss_curve.png", "manifests", "merged_model", "model-f32.gguf",
     "prompt_format.json", "rag_answers.json", "rejected.jsonl", "training_log.jsonl", "trn_processed.json",
     "trn_processed_dataset.json",
 }  # fmt: skip
@@ -347,7 +347,7 @@ def test_retrieval_and_comparison(config, capsys):
     )
     held_out = [answer for answer in rag["answers"] if answer["split"] == "test"]
     assert held_out and all(answer["sources"][0]["title"] == answer["title"] for answer in held_out)
-    assert f"Sources: {held_out[0]['title']} (" in capsys.readouterr().out
+    assert f"Sources: [1] {held_out[0]['title']} (" in capsys.readouterr().out
     tuned = replace(config, rag=replace(config.rag, answer_with="finetuned"))
     assert rag_model_retriever.run(tuned, rag_model_retriever.RetrieverOptions(title="Tea")) is None
     page = compare_models.run(config).read_text(encoding="utf-8")

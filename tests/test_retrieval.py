@@ -18,7 +18,7 @@ import pytest
 
 import rag_model_retriever
 from config import PRESETS, RagConfig
-from pipeline import chunking, embedding, prompts, vector_store
+from pipeline import chunking, embedding, indexing, prompts, retrieval, vector_store
 from pipeline.artifacts import UserError
 from pipeline.embedding import token_batches
 
@@ -43,8 +43,12 @@ def store(tmp_path, embeddings):
 def index(store, records, embeddings, config=None):
     config = config or RagConfig()
     size = chunking.chunk_size(config, embeddings)
-    report = vector_store.index(store, records, size, config, lambda: embeddings)
+    report = indexing.index(store, records, size, config, lambda: embeddings)
     return report.added, report.removed, report.unchanged
+
+
+def nearest(store, query, k):
+    return store.nearest(store.embed(query), k)
 
 
 def test_indexing_again_adds_nothing_and_changes_are_followed(store, embeddings):
@@ -57,7 +61,7 @@ def test_indexing_again_adds_nothing_and_changes_are_followed(store, embeddings)
         RECORDS[3],
     ]
     assert index(store, changed, embeddings) == (1, 2, 2)
-    found = vector_store.search(store, "Cold Chisel", 10)
+    found = nearest(store, "Cold Chisel", 10)
     assert len(found) == 3 and "8 inches" in found[0].text
 
 
@@ -70,15 +74,15 @@ def test_more_pieces_than_chroma_takes_at_a_time_are_removed(store, embeddings):
 
 def test_the_nearest_comes_first_with_its_cosine_similarity(store, embeddings):
     index(store, RECORDS, embeddings)
-    hits = vector_store.search(store, "Girls Ballet Tutu Neon Pink", 3)
+    hits = nearest(store, "Girls Ballet Tutu Neon Pink", 3)
     assert [hit.title for hit in hits[:2]] == ["Girls Ballet Tutu Neon Pink", "Girls Ballet Tutu Neon Blue"]
-    assert 1 >= hits[0].score > hits[1].score > hits[2].score
+    assert 1 >= hits[0].similarity > hits[1].similarity > hits[2].similarity
     query, document = (
         embeddings.embed_query("Girls Ballet Tutu Neon Pink"),
         embeddings.embed_documents(["\n".join(RECORDS[0])])[0],
     )
     # bfloat16, where it is fast, has three digits.
-    assert hits[0].score == pytest.approx(sum(a * b for a, b in zip(query, document, strict=True)), abs=5e-3)
+    assert hits[0].similarity == pytest.approx(sum(a * b for a, b in zip(query, document, strict=True)), abs=5e-3)
 
 
 def test_another_embedding_model_is_refused(tmp_path, store, embeddings):
@@ -122,7 +126,7 @@ def test_chunks_longer_than_the_model_reads_are_refused(embeddings):
 def test_a_long_context_is_trimmed_to_the_budget_best_first(smollm2_tokenizer):
     prompt_format = prompts.make_prompt_format(PRESETS["demo"].prompt, smollm2_tokenizer)
     model = type("Model", (), {"tokenizer": smollm2_tokenizer})
-    hits = [vector_store.Hit(f"title {n}", f"text {n} " * 200, 0.9) for n in range(3)]
+    hits = [retrieval.Hit(str(n), f"title {n}", f"text {n} " * 200, 0.9, retrieval.Match(1.0, 1.0)) for n in range(3)]
 
     def build(budget):
         prompt, used = rag_model_retriever.prompt_with_context(prompt_format, model, "Mog", hits, budget)
@@ -202,7 +206,7 @@ def test_an_interrupted_indexing_goes_on_where_it_stopped(tmp_path, embeddings, 
     undisturbed = vector_store.open_store(tmp_path / "run-one" / "chroma", RagConfig(), create=True)
     index(undisturbed, MANY, embeddings)
     store = vector_store.open_store(tmp_path / "run-two" / "chroma", RagConfig(), create=True)
-    monkeypatch.setattr(vector_store, "SECONDS_BETWEEN_ADDS", 0.0)  # each batch is stored at once
+    monkeypatch.setattr(indexing, "SECONDS_BETWEEN_ADDS", 0.0)  # each batch is stored at once
     config = RagConfig(embedding_batch_tokens=512)
     size = chunking.chunk_size(config, embeddings)
     stored = []
@@ -214,7 +218,7 @@ def test_an_interrupted_indexing_goes_on_where_it_stopped(tmp_path, embeddings, 
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            vector_store.index(store, MANY, size, config, lambda: embeddings, stop_later)
+            indexing.index(store, MANY, size, config, lambda: embeddings, stop_later)
     assert 0 < store.collection.count() < undisturbed.collection.count()
     pieces = Counter(piece_id.partition("-")[0] for piece_id in store.collection.get(include=[])["ids"])
     whole = {i.partition("-")[0]: int(i.rpartition("-")[2]) for i in store.collection.get(include=[])["ids"]}
@@ -228,7 +232,7 @@ def test_an_interrupted_indexing_goes_on_where_it_stopped(tmp_path, embeddings, 
 def test_records_that_repeat_are_indexed_once_and_all_are_counted(store, embeddings):
     advanced = []
     size = chunking.chunk_size(RagConfig(), embeddings)
-    report = vector_store.index(store, RECORDS * 3, size, RagConfig(), lambda: embeddings, advanced.append)
+    report = indexing.index(store, RECORDS * 3, size, RagConfig(), lambda: embeddings, advanced.append)
     assert (report.added, report.unchanged) == (4, 0) and sum(advanced) == 12
 
 
@@ -239,7 +243,7 @@ def test_an_unchanged_index_needs_no_embedding_model(store, embeddings):
         raise AssertionError("the model was loaded")
 
     size = chunking.chunk_size(RagConfig(), embeddings)
-    report = vector_store.index(store, RECORDS[:3], size, RagConfig(), load)
+    report = indexing.index(store, RECORDS[:3], size, RagConfig(), load)
     assert (report.added, report.removed, report.unchanged) == (0, 1, 3)
 
 
@@ -282,7 +286,7 @@ def test_a_chroma_server_holds_the_same_index(tmp_path, server, embeddings):
     assert index(local, MANY, embeddings) == index(remote, MANY, embeddings, config)
     assert contents(local) == contents(remote) and not folder.exists()
     assert index(remote, MANY[1:], embeddings, config)[0] == 0 and len(contents(remote)) < len(contents(local))
-    assert vector_store.search(remote, "Title 12", 2)[0].title == "Title 12"
+    assert nearest(remote, "Title 12", 2)[0].title == "Title 12"
     with pytest.raises(UserError, match=r"holds the records of .*remote"):
         vector_store.open_store(tmp_path / "other" / "demo" / "chroma", config, embeddings)
     another = RagConfig(chroma_host=server, collection="mine")

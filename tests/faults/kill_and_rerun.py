@@ -47,7 +47,7 @@ def run(stage: str, folder: Path, source: Path, kill_after: float | None = None)
         command = [sys.executable, "process_data.py", "--data.input", str(source), "--data.processes", "2", *options]
     else:
         # Stores after each batch, so that there is something to interrupt.
-        often = "import rag_indexing, pipeline.vector_store as v; v.SECONDS_BETWEEN_ADDS = 0; rag_indexing.main()"
+        often = "import rag_indexing, pipeline.indexing as v; v.SECONDS_BETWEEN_ADDS = 0; rag_indexing.main()"
         command = [sys.executable, "-c", often, *options]
     process = subprocess.Popen(command, cwd=PROJECT_DIR, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:

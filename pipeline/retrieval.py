@@ -1,0 +1,136 @@
+"""Find the records that a query is about: by meaning, by words and by title, in one score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config import RagConfig
+from pipeline import bundled_models, embedding, vector_store
+from pipeline.artifacts import UserError
+from pipeline.cleaning import normalise_title
+from pipeline.lexical import LexicalIndex, words_of
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
+CANDIDATES = 50  # by meaning, and by words
+RERANKED = 20
+COVERAGE_POWER = 5  # some words in common say little, all of them much
+
+
+@dataclass(frozen=True)
+class Match:
+    """How far the words of a query are in a text."""
+
+    coverage: float
+    """Share of the words that are there, from 0 to 1, each weighted by its inverse document frequency."""
+    order: float
+    """Share of the pairs of neighbouring words that are neighbours there too, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A piece that was found for a query."""
+
+    id: str
+    title: str
+    text: str
+    similarity: float
+    """Of its meaning: the cosine of the angle between its embedding and that of the query."""
+    match: Match
+    """Of its words."""
+
+    @property
+    def score(self) -> float:
+        """Return a quarter of the similarity, and three quarters of what the words say.
+
+        1 is a piece that points in the direction of the query and holds all its words, in their order. A paraphrase, which
+        has hardly a word in common with its record, has a quarter of its similarity. benchmarks/retrieval.py compares
+        this with other ways to rank.
+        """
+        return (self.similarity + (2 + self.match.order) * self.match.coverage**COVERAGE_POWER) / 4
+
+
+def open_retriever(run_dir: Path, config: RagConfig) -> Retriever:
+    """Open what stage 6 has made, and load the models that search in it."""
+    lexical = LexicalIndex.of_run(run_dir)
+    store = vector_store.open_store(run_dir / "chroma", config, embedding.load_embeddings(config))
+    return Retriever(store, lexical, load_reranker(config.reranker) if config.reranker else None)
+
+
+def load_reranker(name: str) -> CrossEncoder:
+    """Load a cross-encoder, or raise a UserError if there is none of this name."""
+    from sentence_transformers import CrossEncoder
+
+    try:
+        return CrossEncoder(bundled_models.resolve(name), num_labels=1)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"The reranker {name!r} could not be loaded: {reason} Check --rag.reranker.") from error
+
+
+def word_match(meant: dict[str, list[str]], query: Sequence[str], lexical: LexicalIndex) -> Callable[[str], Match]:
+    """Return a function from a text to how far a query's words are in it.
+
+    Args:
+        meant: for each word of the query, the words that count as it.
+        query: its words, in order.
+        lexical: knows how much a word tells.
+    """
+    weights = {word: max(map(lexical.information, words)) for word, words in meant.items()}
+    total = sum(weights.values())
+    pairs = [set(product(meant[first], meant[second])) for first, second in pairwise(query)]
+
+    def match(text: str) -> Match:
+        words = words_of(text)
+        present, neighbours = set(words), set(pairwise(words))
+        held = sum(weight for word, weight in weights.items() if not present.isdisjoint(meant[word]))
+        in_order = sum(not neighbours.isdisjoint(pair) for pair in pairs)
+        return Match(held / total if total else 0.0, in_order / len(pairs) if pairs else 1.0)
+
+    return match
+
+
+def reranked(reranker: CrossEncoder, query: str, hits: Sequence[Hit]) -> list[Hit]:
+    """Return hits in the order that a cross-encoder gives them."""
+    scores = reranker.predict([(query, f"{hit.title}\n{hit.text}") for hit in hits], show_progress_bar=False)
+    order = sorted(range(len(hits)), key=lambda position: scores[position], reverse=True)
+    return [hits[position] for position in order]
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """Searches by meaning, by words and by title."""
+
+    store: vector_store.VectorStore
+    lexical: LexicalIndex
+    """Has the same pieces as the store."""
+    reranker: CrossEncoder | None = None
+    """Reads the best pieces together with the query and puts them in another order."""
+
+    def search(self, query: str, k: int) -> list[Hit]:
+        """Return the k pieces that fit a query best, the best first; those with exactly its title before all others.
+
+        Args:
+            query: cleaned as the records were.
+            k: how many are wanted.
+        """
+        meant = self.lexical.meant(query)
+        vector = self.store.embed(query)
+        found = {piece.id: piece for piece in self.store.nearest(vector, max(CANDIDATES, k))}
+        same_title = self.lexical.with_title(query, CANDIDATES)
+        by_words = self.lexical.search({word for words in meant.values() for word in words}, CANDIDATES)
+        others = [piece_id for piece_id in dict.fromkeys([*same_title, *by_words]) if piece_id not in found]
+        found |= {piece.id: piece for piece in self.store.compared(vector, others)}
+        match = word_match(meant, words_of(query), self.lexical)
+        hits = [Hit(p.id, p.title, p.text, p.similarity, match(f"{p.title} {p.text}")) for p in found.values()]
+        hits.sort(key=lambda hit: hit.score, reverse=True)
+        if self.reranker is not None:
+            hits = reranked(self.reranker, query, hits[: max(RERANKED, k)])
+        key = normalise_title(query)
+        hits.sort(key=lambda hit: normalise_title(hit.title) == key, reverse=True)  # the order is kept otherwise
+        return hits[:k]

@@ -1,0 +1,167 @@
+"""Search by meaning, words and title together; refusals; citations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import process_data
+import rag_indexing
+import rag_model_retriever
+from config import RagConfig
+from pipeline import chunking, citations, embedding, indexing, retrieval, vector_store
+from pipeline.artifacts import UserError, read_json
+from pipeline.lexical import LexicalIndex, words_of
+
+RECORDS = [
+    ("Girls Ballet Tutu Neon Pink", "High quality 3 layer ballet tutu. 12 inches in length"),
+    ("Girls Ballet Tutu Neon Blue", "Dance tutu for girls ages 2-8 years. Perfect for recitals."),
+    ("Cold Chisel", "Forged steel, 7 inches long, for splitting brick and cutting bolts."),
+    ("Green Tea", "Fifty sachets of sencha from Shizuoka, fresh and grassy."),
+    ("Goodnight, Otter", "A bedtime story. The otter counts every fish in the river and falls asleep."),
+    ("Crème Brûlée Torch", "Butane burner for kitchens; caramelises sugar in a minute."),
+]
+
+
+@pytest.fixture(scope="module")
+def embeddings():
+    return embedding.load_embeddings(RagConfig())
+
+
+def fill(store, lexical, embeddings, records):
+    size = chunking.chunk_size(RagConfig(), embeddings)
+    indexing.index(store, records, size, RagConfig(), lambda: embeddings)
+    lexical.follow(store)
+
+
+@pytest.fixture
+def retriever(tmp_path, embeddings):
+    store = vector_store.open_store(tmp_path / "chroma", RagConfig(), embeddings, create=True)
+    lexical = LexicalIndex(tmp_path / "lexical.sqlite")
+    fill(store, lexical, embeddings, RECORDS)
+    return retrieval.Retriever(store, lexical)
+
+
+def first(retriever, query):
+    return retriever.search(query, 3)[0]
+
+
+def test_an_exact_title_ranks_first_whatever_its_case_and_punctuation(retriever, embeddings):
+    # A record that says the title more often than the one that has it.
+    rival = ("Neon Pink", "Girls ballet tutu neon pink. Girls ballet tutu neon pink, neon pink.")
+    fill(retriever.store, retriever.lexical, embeddings, [*RECORDS, rival])
+    for query in ("Girls Ballet Tutu Neon Pink", "girls ballet: tutu (NEON pink)!"):
+        hit = first(retriever, query)
+        assert hit.title == "Girls Ballet Tutu Neon Pink" and hit.match.coverage == 1
+    assert first(retriever, "neon pink").title == "Neon Pink"
+
+
+def test_words_with_typos_and_without_diacritics_are_found(retriever):
+    assert first(retriever, "Cold Chisle").title == "Cold Chisel"
+    assert retriever.lexical.meant("sencah tea") == {"sencah": ["sencha"], "tea": ["tea"]}
+    assert first(retriever, "creme brulee").title == "Crème Brûlée Torch"
+    assert first(retriever, "creme brulee").match.coverage == 1
+
+
+def test_a_paraphrase_is_found_by_meaning(retriever):
+    hit = first(retriever, "goodnight tale for little children about a river animal")
+    assert hit.title == "Goodnight, Otter" and hit.match.coverage < 0.5
+
+
+def test_the_score_says_how_much_fits(retriever):
+    exact, paraphrase = first(retriever, "Green Tea"), first(retriever, "hot Japanese drink")
+    assert 0.8 < exact.score <= 1 and exact.score == pytest.approx((exact.similarity + 3) / 4)
+    assert paraphrase.title == "Green Tea" and paraphrase.score < 0.3
+    nonsense = first(retriever, "quarterly tax return deadline")
+    assert nonsense.score < paraphrase.score
+
+
+def test_words_in_the_order_of_the_query_rank_higher(retriever, embeddings):
+    there = ("Notes", "A river. The otter counts every fish and sleeps, then it falls in.")
+    fill(retriever.store, retriever.lexical, embeddings, [*RECORDS, there])
+    hit, other = retriever.search("every fish in the river and falls", 2)
+    assert hit.title == "Goodnight, Otter" and hit.match.order == 1 and other.match.order < 1
+
+
+def test_any_query_is_only_words(retriever):
+    for query in ('tutu" OR title:*', "NEAR(", "'; DROP TABLE pieces; --", "-", "", "AND", "(((", "a" * 5000):
+        assert len(retriever.search(query, 2)) == 2
+    assert len(retriever.lexical) == len(RECORDS)
+
+
+def test_the_words_follow_the_vectors(tmp_path, retriever, embeddings):
+    changed = [*RECORDS[1:], ("Cold Chisel", "Now 8 inches long.")]
+    fill(retriever.store, retriever.lexical, embeddings, changed)
+    assert len(retriever.lexical) == retriever.store.collection.count() == len(changed)
+    assert retriever.lexical.occurrences("pink") == 0 and retriever.lexical.occurrences("now") == 1
+    # A file that was lost, or that an interruption left behind, is made good from the collection.
+    again = LexicalIndex(tmp_path / "again.sqlite")
+    again.follow(retriever.store)
+    assert len(again) == len(changed) and again.search(["chisel"], 5) != []
+
+
+def test_common_words_are_left_out_before_rare_ones(retriever, monkeypatch):
+    monkeypatch.setattr("pipeline.lexical.MOST_ROWS", 1)
+    found = retriever.lexical.search(["girls", "tutu", "sencha"], 10)
+    assert [title for _, title, _ in retriever.store.pieces(found)] == ["Green Tea"]
+
+
+def test_words_are_split_as_sqlite_splits_them(tmp_path, retriever):
+    texts = [f"{title} {text}" for title, text in RECORDS] + ["don't 9-3/4\" x 11 — naïve 12V_DC Größe ÅNGSTRÖM"]
+    fill_words = {word for text in texts[:-1] for word in words_of(text)}
+    held = {term for (term,) in retriever.lexical._db.execute("SELECT term FROM vocabulary")}
+    assert held == fill_words
+    assert words_of(texts[-1]) == ["don", "t", "9", "3", "4", "x", "11", "naive", "12v", "dc", "große", "angstrom"]
+
+
+def test_a_reranker_decides_but_not_over_an_exact_title(retriever):
+    class Reversed:
+        def predict(self, pairs, **_):
+            return list(range(len(pairs)))
+
+    plain = [hit.title for hit in retriever.search("tutu for dance", len(RECORDS))]
+    turned = replace(retriever, reranker=Reversed())
+    assert [hit.title for hit in turned.search("tutu for dance", len(RECORDS))] == plain[::-1]
+    assert first(turned, "Green Tea").title == "Green Tea"
+
+
+def test_a_cross_encoder_is_loaded_and_a_missing_one_is_one_sentence(tmp_path, retriever):
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    words = sorted({word for title, text in RECORDS for word in words_of(f"{title} {text}")})
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "reranker")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForSequenceClassification(BertConfig(vocab_size=len(words) + 5, num_labels=1, **shape)).save_pretrained(
+        tmp_path / "reranker"
+    )
+    ranked = replace(retriever, reranker=retrieval.load_reranker(str(tmp_path / "reranker")))
+    assert first(ranked, "Green Tea").title == "Green Tea" and len(ranked.search("tutu", 4)) == 4
+    with pytest.raises(UserError, match=r"--rag\.reranker"):
+        retrieval.load_reranker("./no-such-folder")
+
+
+def test_what_is_not_in_the_data_is_said_without_asking_a_model(make_config):
+    config = make_config()
+    process_data.run(config)
+    rag_indexing.run(config)
+    demanding = replace(config, rag=replace(config.rag, min_score=0.9, not_found="Isso não está nos dados."))
+    answers = read_json(rag_model_retriever.run(demanding, rag_model_retriever.RetrieverOptions()))["answers"]
+    refused = [answer for answer in answers if answer["answer"] == "Isso não está nos dados."]
+    assert refused and all(answer["sources"] == [] and answer["tokens"] == 0 for answer in refused)
+    assert {answer["title"] for answer in refused} >= {"Nothing of this name"} and len(refused) < len(answers)
+    answered = next(answer for answer in answers if answer not in refused)
+    assert answered["sources"][0]["score"] >= 0.9 and 0 <= answered["support"] <= 1
+
+
+def test_sentences_cite_the_record_that_holds_them(retriever):
+    hits = [first(retriever, title) for title in ("Cold Chisel", "Green Tea")]
+    answer = "Forged steel for splitting brick. Fifty sachets of sencha! It comes from the moon. Mine [2] says so."
+    assert citations.cite(answer, hits, retriever.lexical) == (
+        "Forged steel for splitting brick. [1] Fifty sachets of sencha! [2] It comes from the moon. Mine [2] says so."
+    )
+    assert citations.support("Fifty sachets of sencha", hits, retriever.lexical) == 1
+    assert citations.support("purple elephants", hits, retriever.lexical) == 0
+    assert 0 < citations.support("Fifty elephants", hits, retriever.lexical) < 1
+    assert citations.cite("", [], retriever.lexical) == "" and citations.support("", [], retriever.lexical) == 0
