@@ -166,10 +166,10 @@ def test_the_trainer_gets_the_settings_of_the_preset(preset, tmp_path):
     train = PRESETS[preset].train
     if train.optimizer != "adamw_torch" and not torch.cuda.is_available():
         train = replace(train, optimizer="adamw_torch")  # transformers asks for bitsandbytes at once
-    arguments = sft_arguments(train, tmp_path, passes=3, checkpointing=True, has_validation=True, dtype=torch.bfloat16)
+    arguments = sft_arguments(train, tmp_path, 3, True, has_validation=True, resumes=False, dtype=torch.bfloat16)
     assert arguments.learning_rate == train.learning_rate and arguments.weight_decay == train.weight_decay
     assert arguments.lr_scheduler_type == train.scheduler and arguments.warmup_steps == train.warmup_steps
     assert arguments.max_grad_norm == train.max_grad_norm and arguments.optim == train.optimizer
     assert arguments.per_device_train_batch_size == 1 and arguments.gradient_accumulation_steps == 3
     assert arguments.max_steps == (train.max_steps or -1) and arguments.num_train_epochs == train.epochs
-    assert arguments.seed == train.seed and arguments.gradient_checkpointing
+    assert arguments.seed == train.seed and arguments.gradient_checkpointing and arguments.eval_on_start
