@@ -58,7 +58,11 @@ def run(config: Config) -> Path:
         tuned = language_model.add_adapter(base, config.lora, config.train.seed, plan.checkpointing)
         training_report.print_parameters(tuned, metrics)
         question = probe_question(config, data)
-        probe = ask_probe(config, tuned, prompt_format, question, "before")
+        if question is not None and processes.shards_weights():
+            print("The probe question is asked after the training alone: before it, no GPU has any weights.\n")
+            probe = {}
+        else:
+            probe = ask_probe(config, tuned, prompt_format, question, "before")
         adapter = train(config, data, tuned, plan, batching, train_set, validation_set, metrics)
         if processes.is_main():
             draw_curve(config)

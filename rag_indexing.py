@@ -29,14 +29,15 @@ def run(config: Config) -> Path:
     folder, rag = config.run_dir / "chroma", config.rag
     with artifacts.stage_manifest(config.run_dir, "rag_indexing", {"rag": rag}, [data.path]) as metrics:
         load = Loader(config, metrics)
-        size = size_of_last_run(config) or chunking.chunk_size(rag, load())
+        last = size_of_last_run(config)
+        size = last or chunking.chunk_size(rag, load())
         # The collection is changed in place: until it is complete again, no reader may take it for finished.
         artifacts.manifest_path(config.run_dir, "rag_indexing").unlink(missing_ok=True)
         store = vector_store.open_store(folder, rag, create=True)
         with tqdm(total=count, desc="Indexing", unit="record", dynamic_ncols=True) as bar:
             report = indexing.index(store, data, size, rag, load, bar.update)
-        words = lexical.LexicalIndex(config.run_dir / lexical.FILE_NAME)
-        if report.added or report.removed or len(words) != report.added + report.unchanged:
+        words = lexical.LexicalIndex.make(config.run_dir / lexical.FILE_NAME)
+        if last is None or report.added or report.removed or len(words) != report.unchanged:
             print("Indexing the words …", flush=True)
             words.follow(store)
         metrics.update(added=report.added, removed=report.removed, unchanged=report.unchanged, chunk_tokens=size.tokens)
@@ -47,11 +48,11 @@ def run(config: Config) -> Path:
 
 
 def size_of_last_run(config: Config) -> chunking.ChunkSize | None:
-    """Return the size of the chunks, if a finished run tells it; then the embedding model may not be needed at all."""
+    """Return the size of the chunks, if a finished run filled the same collection; then no model may be needed at all."""
     if not artifacts.manifest_path(config.run_dir, "rag_indexing").exists():
         return None
     last = artifacts.read_manifest(config.run_dir, "rag_indexing")
-    names = ("embedding_model", "chunk_tokens", "chunk_overlap_tokens")
+    names = ("embedding_model", "chunk_tokens", "chunk_overlap_tokens", "chroma_host", "collection")
     tokens = last["metrics"].get("chunk_tokens")
     if tokens is None or any(last["settings"]["rag"][name] != getattr(config.rag, name) for name in names):
         return None

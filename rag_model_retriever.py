@@ -65,7 +65,7 @@ def answer_titles(
     sources: dict[int, list[retrieval.Hit]] = {}
     for position, question in enumerate(asked):
         hits = retriever.search(question.title, config.rag.k)
-        if hits and hits[0].score >= config.rag.min_score:
+        if retrieval.answerable(hits, config.rag):
             texts[position], sources[position] = prompt_with_context(
                 prompt_format, model, question.title, hits, config.rag.max_context_tokens
             )

@@ -38,7 +38,7 @@ def print_hits(hits: list[retrieval.Hit], config: Config) -> None:
         print(f"{number}. {config.prompt.title_label}: {hit.title}")
         print(f"   Score: {hit.score:.3f} (meaning {hit.similarity:.2f}, words {hit.match.coverage:.0%})")
         print(f"   {config.prompt.content_label}: {hit.text}\n")
-    if not hits or hits[0].score < config.rag.min_score:
+    if not retrieval.answerable(hits, config.rag):
         print(f"Nothing has the score {config.rag.min_score} (--rag.min-score): this is probably not in the data.")
 
 

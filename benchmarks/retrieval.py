@@ -118,7 +118,7 @@ def build(folder: Path, records: Records) -> retrieval.Retriever:
     """Index the records, unless the folder holds them."""
     config, embeddings = RagConfig(), embedding.load_embeddings(RagConfig())
     store = vector_store.open_store(folder / "chroma", config, embeddings, create=True)
-    lexical = LexicalIndex(folder / "lexical.sqlite")
+    lexical = LexicalIndex.make(folder / "lexical.sqlite")
     indexing.index(store, records, chunking.chunk_size(config, embeddings), config, lambda: embeddings)
     lexical.follow(store)
     return retrieval.Retriever(store, lexical)

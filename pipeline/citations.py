@@ -9,23 +9,22 @@ from pipeline.lexical import LexicalIndex, words_of
 from pipeline.retrieval import Hit, word_match
 
 CITED_COVERAGE = 0.6  # share of a sentence's information that a record must hold to be cited for it
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_CITATION = re.compile(r"\[\d+\]")
+_SENTENCE_END = re.compile(r"(?<=[.!?\]])(\s+)")
+_CITATION = re.compile(r"\s*\[\d+\]")
 
 
 def cite(answer: str, hits: Sequence[Hit], lexical: LexicalIndex) -> str:
     """Return an answer with [1] after each sentence that the first record holds, [2] for the second, and so on.
 
-    A sentence in which the model cites by itself stays as it is.
+    What a model cites by itself is left out: it may have made it up.
     """
-    sentences = []
-    for sentence in _SENTENCE_END.split(answer):
-        coverages = [_held(sentence, [hit], lexical) for hit in hits]
+    parts = _SENTENCE_END.split(_CITATION.sub("", answer))
+    for position in range(0, len(parts), 2):  # a sentence, the space behind it, and so on
+        coverages = [_held(parts[position], [hit], lexical) for hit in hits]
         best = max(coverages, default=0.0)
-        if best >= CITED_COVERAGE and not _CITATION.search(sentence):
-            sentence += f" [{coverages.index(best) + 1}]"
-        sentences.append(sentence)
-    return " ".join(sentences)
+        if best >= CITED_COVERAGE:
+            parts[position] += f" [{coverages.index(best) + 1}]"
+    return "".join(parts)
 
 
 def support(answer: str, hits: Sequence[Hit], lexical: LexicalIndex) -> float:

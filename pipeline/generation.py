@@ -77,7 +77,8 @@ def fitting_batch_size(language_model: LanguageModel, tokens: int) -> int:
         return CPU_BATCH
     shape = language_model.model.config.get_text_config()
     head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    sequence = tokens * shape.num_hidden_layers * shape.num_key_value_heads * head * 2 * 2  # keys, values; 16 bits
+    values = 2 * shape.num_hidden_layers * shape.num_key_value_heads * head  # keys and values of a token
+    sequence = tokens * values * language_model.model.dtype.itemsize
     return max(1, min(GPU_BATCH, int(CACHE_SHARE * free_memory() / sequence)))
 
 

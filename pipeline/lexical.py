@@ -10,20 +10,21 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts import require
+from pipeline.artifacts import UserError, command, require
 from pipeline.cleaning import normalise_title
 
 if TYPE_CHECKING:
     from pipeline.vector_store import VectorStore
 
 FILE_NAME = "lexical.sqlite"
+# Title and text are the words of words_of, with blanks between; SQLite splits them at the blanks and does no more.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS pieces (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title_key TEXT NOT NULL, title TEXT NOT NULL, text TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS titles ON pieces (title_key);
 CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 (
-    title, text, content='pieces', content_rowid='number', tokenize='unicode61 remove_diacritics 2'
+    title, text, content='pieces', content_rowid='number', tokenize='ascii'
 );
 INSERT INTO words (words, rank) VALUES ('rank', 'bm25(3.0, 1.0)'); -- a word in a title tells three times as much
 CREATE VIRTUAL TABLE IF NOT EXISTS vocabulary USING fts5vocab (words, row);
@@ -34,7 +35,7 @@ CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON pieces BEGIN
     INSERT INTO words (words, rowid, title, text) VALUES ('delete', old.number, old.title, old.text);
 END;
 """
-MOST_ROWS = 200_000  # that a query may rank: of its words, the rarest that occur in so many pieces together
+MOST_ROWS = 200_000  # pieces that a query ranks: of its words, the rarest that so many hold together, but one at least
 SHORTEST_CORRECTED = 4  # letters; shorter words have too many neighbours
 SIMILAR_ENOUGH = 0.7  # 1 - edits / letters
 CORRECTIONS = 3  # words that may be meant by one that does not occur
@@ -42,26 +43,40 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text as the index holds them: in lower case, without diacritics."""
+    """Return the words of a text in lower case, without diacritics."""
     if not text.isascii():
-        text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+        letters = (c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
+        text = unicodedata.normalize("NFC", "".join(letters))
     return _WORD.findall(text.lower())
 
 
 class LexicalIndex:
     """The words of all pieces."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the index, or make an empty one."""
-        self._db = sqlite3.connect(path, check_same_thread=False)
-        self._db.executescript(SCHEMA)
-        self._vocabulary: list[str] | None = None
-        self._count = len(self)
+    def __init__(self, database: sqlite3.Connection) -> None:
+        """Search in, or change, an open database."""
+        self._db = database
+        self._forget()
+
+    @classmethod
+    def make(cls, path: Path) -> LexicalIndex:
+        """Open an index to change it, or make an empty one."""
+        database = sqlite3.connect(path)
+        database.executescript(SCHEMA)
+        return cls(database)
 
     @classmethod
     def of_run(cls, run_dir: Path) -> LexicalIndex:
-        """Open the index of a run, or raise a UserError that names the stage that makes it."""
-        return cls(require(run_dir / FILE_NAME, "rag_indexing"))
+        """Open the index of a run to search in it.
+
+        Raises:
+            UserError: there is none, or it cannot be read; the message names the stage that makes it.
+        """
+        path = require(run_dir / FILE_NAME, "rag_indexing")
+        try:
+            return cls(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True))
+        except sqlite3.Error as error:
+            raise UserError(f"{path} cannot be read ({error}). Run `{command('rag_indexing', run_dir)}`.") from error
 
     def __len__(self) -> int:
         """Return the number of pieces."""
@@ -69,20 +84,34 @@ class LexicalIndex:
 
     def follow(self, store: VectorStore) -> None:
         """Bring the index to hold exactly the pieces of a vector store, whatever has happened to either."""
+        self._db.executescript("DROP TABLE IF EXISTS temp.present; DROP TABLE IF EXISTS temp.missing;")
+        self._db.execute("CREATE TEMP TABLE present (id TEXT PRIMARY KEY) WITHOUT ROWID")
         with self._db:
-            self._db.execute("CREATE TEMP TABLE present (id TEXT PRIMARY KEY) WITHOUT ROWID")
             for page in store.ids():
                 self._db.executemany("INSERT INTO present VALUES (?)", ((piece_id,) for piece_id in page))
             self._db.execute("DELETE FROM pieces WHERE id NOT IN present")
-            missing = self._db.execute("SELECT id FROM present EXCEPT SELECT id FROM pieces").fetchall()
-            for start in range(0, len(missing), store.most_added):
-                self._add(store.pieces([piece_id for (piece_id,) in missing[start : start + store.most_added]]))
-            self._db.execute("DROP TABLE present")
-        self._vocabulary, self._count = None, len(self)
+            self._db.execute("CREATE TEMP TABLE missing AS SELECT id FROM present EXCEPT SELECT id FROM pieces")
+            first = 1
+            while some := self._missing(first, store.most_added):
+                self._add(store.pieces(some))
+                first += len(some)
+        self._forget()
+
+    def _missing(self, first: int, most: int) -> list[str]:
+        query = "SELECT id FROM temp.missing WHERE rowid >= ? ORDER BY rowid LIMIT ?"
+        return [piece_id for (piece_id,) in self._db.execute(query, (first, most))]
 
     def _add(self, pieces: Iterable[tuple[str, str, str]]) -> None:
-        rows = ((piece_id, normalise_title(title), title, text) for piece_id, title, text in pieces)
+        rows = (
+            (piece_id, normalise_title(title), " ".join(words_of(title)), " ".join(words_of(text)))
+            for piece_id, title, text in pieces
+        )
         self._db.executemany("INSERT INTO pieces (id, title_key, title, text) VALUES (?, ?, ?, ?)", rows)
+
+    def _forget(self) -> None:
+        self._vocabulary: list[str] | None = None
+        self._occurrences: dict[str, int] = {}
+        self._count = len(self)
 
     def with_title(self, title: str, most: int) -> list[str]:
         """Return the ids of pieces with a title, case and punctuation left out."""
@@ -97,8 +126,10 @@ class LexicalIndex:
 
     def occurrences(self, word: str) -> int:
         """Return the number of pieces that hold a word."""
-        row = self._db.execute("SELECT doc FROM vocabulary WHERE term = ?", (word,)).fetchone()
-        return row[0] if row else 0
+        if word not in self._occurrences:
+            row = self._db.execute("SELECT doc FROM vocabulary WHERE term = ?", (word,)).fetchone()
+            self._occurrences[word] = row[0] if row else 0
+        return self._occurrences[word]
 
     def information(self, word: str) -> float:
         """Return how much a word tells: its inverse document frequency as in BM25 (Robertson and Zaragoza 2009)."""

@@ -216,6 +216,8 @@ def plan_training(
         remedy = "Raise --train.passes"
     elif needed.activations > needed.weights:
         remedy = "Lower --train.max-length"
+    elif shards > 1:
+        remedy = "Use more devices, or a smaller model with --model.name"
     elif smallest.precision == "16bit" and best_device() == "cuda":
         remedy = "Give --model.precision 4bit"
     else:

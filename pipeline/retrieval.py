@@ -95,6 +95,11 @@ def word_match(meant: dict[str, list[str]], query: Sequence[str], lexical: Lexic
     return match
 
 
+def answerable(hits: Sequence[Hit], config: RagConfig) -> bool:
+    """Tell whether a piece fits well enough to answer with."""
+    return any(hit.score >= config.min_score for hit in hits)
+
+
 def reranked(reranker: CrossEncoder, query: str, hits: Sequence[Hit]) -> list[Hit]:
     """Return hits in the order that a cross-encoder gives them."""
     scores = reranker.predict([(query, f"{hit.title}\n{hit.text}") for hit in hits], show_progress_bar=False)
@@ -128,9 +133,9 @@ class Retriever:
         found |= {piece.id: piece for piece in self.store.compared(vector, others)}
         match = word_match(meant, words_of(query), self.lexical)
         hits = [Hit(p.id, p.title, p.text, p.similarity, match(f"{p.title} {p.text}")) for p in found.values()]
-        hits.sort(key=lambda hit: hit.score, reverse=True)
+        key = normalise_title(query)
+        hits.sort(key=lambda hit: (normalise_title(hit.title) == key, hit.score), reverse=True)
         if self.reranker is not None:
             hits = reranked(self.reranker, query, hits[: max(RERANKED, k)])
-        key = normalise_title(query)
-        hits.sort(key=lambda hit: normalise_title(hit.title) == key, reverse=True)  # the order is kept otherwise
+            hits.sort(key=lambda hit: normalise_title(hit.title) == key, reverse=True)  # the order is kept otherwise
         return hits[:k]

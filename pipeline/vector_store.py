@@ -60,9 +60,9 @@ class VectorStore:
 
     def compared(self, vector: numpy.ndarray, ids: list[str]) -> list[Piece]:
         """Return pieces with their similarity to the embedding of a query."""
-        if not ids:
+        found = self.collection.get(ids, include=["documents", "metadatas", "embeddings"]) if ids else {"ids": []}
+        if not found["ids"]:
             return []
-        found = self.collection.get(ids, include=["documents", "metadatas", "embeddings"])
         similarities = found["embeddings"] @ vector
         texts = (metadata["text"] for metadata in found["metadatas"])
         return list(map(Piece, found["ids"], found["documents"], texts, similarities.tolist()))

@@ -38,7 +38,7 @@ def fill(store, lexical, embeddings, records):
 @pytest.fixture
 def retriever(tmp_path, embeddings):
     store = vector_store.open_store(tmp_path / "chroma", RagConfig(), embeddings, create=True)
-    lexical = LexicalIndex(tmp_path / "lexical.sqlite")
+    lexical = LexicalIndex.make(tmp_path / "lexical.sqlite")
     fill(store, lexical, embeddings, RECORDS)
     return retrieval.Retriever(store, lexical)
 
@@ -95,10 +95,15 @@ def test_the_words_follow_the_vectors(tmp_path, retriever, embeddings):
     fill(retriever.store, retriever.lexical, embeddings, changed)
     assert len(retriever.lexical) == retriever.store.collection.count() == len(changed)
     assert retriever.lexical.occurrences("pink") == 0 and retriever.lexical.occurrences("now") == 1
-    # A file that was lost, or that an interruption left behind, is made good from the collection.
-    again = LexicalIndex(tmp_path / "again.sqlite")
+    # A file that was lost, or that an interruption left with as many pieces, is made good from the collection.
+    again = LexicalIndex.make(tmp_path / "again.sqlite")
     again.follow(retriever.store)
     assert len(again) == len(changed) and again.search(["chisel"], 5) != []
+    again._db.execute("UPDATE pieces SET id = 'of another collection' WHERE number = 1")
+    again._db.commit()
+    assert retrieval.Retriever(retriever.store, again).search("dance tutu", 2)
+    again.follow(retriever.store)
+    assert sorted(i for (i,) in again._db.execute("SELECT id FROM pieces")) == sorted(next(retriever.store.ids()))
 
 
 def test_common_words_are_left_out_before_rare_ones(retriever, monkeypatch):
@@ -107,12 +112,25 @@ def test_common_words_are_left_out_before_rare_ones(retriever, monkeypatch):
     assert [title for _, title, _ in retriever.store.pieces(found)] == ["Green Tea"]
 
 
-def test_words_are_split_as_sqlite_splits_them(tmp_path, retriever):
-    texts = [f"{title} {text}" for title, text in RECORDS] + ["don't 9-3/4\" x 11 — naïve 12V_DC Größe ÅNGSTRÖM"]
-    fill_words = {word for text in texts[:-1] for word in words_of(text)}
+ODD = "Velcro™ strap don't 9-3/4\" ½ m² 12V_DC Größe ÅNGSTRÖM Чёрный Чай 한국어 がぎ nº 1ª ΛΌΓΟΣ ﬁne हिन्दी שָׁלוֹם ＡＢＣ"
+
+
+def test_every_word_of_any_script_is_in_the_index(retriever, embeddings):
+    fill(retriever.store, retriever.lexical, embeddings, [*RECORDS, ("Odd", ODD)])
     held = {term for (term,) in retriever.lexical._db.execute("SELECT term FROM vocabulary")}
-    assert held == fill_words
-    assert words_of(texts[-1]) == ["don", "t", "9", "3", "4", "x", "11", "naive", "12v", "dc", "große", "angstrom"]
+    assert held == {word for title, text in [*RECORDS, ("Odd", ODD)] for word in words_of(f"{title} {text}")}
+    assert first(retriever, "velcro strap").title == "Odd" and first(retriever, "чёрный чай").match.coverage == 1
+    assert words_of("don't naïve 12V_DC ÅNGSTRÖM 9-3/4") == [
+        "don",
+        "t",
+        "naive",
+        "12v",
+        "dc",
+        "angstrom",
+        "9",
+        "3",
+        "4",
+    ]
 
 
 def test_a_reranker_decides_but_not_over_an_exact_title(retriever):
@@ -124,6 +142,32 @@ def test_a_reranker_decides_but_not_over_an_exact_title(retriever):
     turned = replace(retriever, reranker=Reversed())
     assert [hit.title for hit in turned.search("tutu for dance", len(RECORDS))] == plain[::-1]
     assert first(turned, "Green Tea").title == "Green Tea"
+
+
+def test_a_reranker_never_loses_an_exact_title(retriever, embeddings):
+    poems = [("Poems", "Rain on a roof."), *((f"Poems by Author {n}", "Poems, poems, poems.") for n in range(30))]
+    fill(retriever.store, retriever.lexical, embeddings, poems)
+
+    class Indifferent:
+        def predict(self, pairs, **_):
+            return [0.0] * len(pairs)
+
+    assert first(replace(retriever, reranker=Indifferent()), "Poems").title == "Poems"
+
+
+def test_a_piece_that_fits_is_enough_to_answer_whatever_the_reranker_puts_first(retriever):
+    hits = retriever.search("Green Tea", 3)[::-1]
+    assert hits[0].score < 0.5 < hits[-1].score
+    assert retrieval.answerable(hits, RagConfig(min_score=0.5)) and not retrieval.answerable(
+        hits[:2], RagConfig(min_score=0.5)
+    )
+    assert not retrieval.answerable([], RagConfig(min_score=0.0))
+
+
+def test_an_index_that_cannot_be_read_names_the_stage(tmp_path):
+    (tmp_path / "lexical.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(UserError, match=r"cannot be read .*rag_indexing\.py"):
+        LexicalIndex.of_run(tmp_path)
 
 
 def test_a_cross_encoder_is_loaded_and_a_missing_one_is_one_sentence(tmp_path, retriever):
@@ -157,9 +201,9 @@ def test_what_is_not_in_the_data_is_said_without_asking_a_model(make_config):
 
 def test_sentences_cite_the_record_that_holds_them(retriever):
     hits = [first(retriever, title) for title in ("Cold Chisel", "Green Tea")]
-    answer = "Forged steel for splitting brick. Fifty sachets of sencha! It comes from the moon. Mine [2] says so."
+    answer = "Forged steel for splitting brick [2].\n\nFifty sachets of sencha! [7] It comes from the moon [1]."
     assert citations.cite(answer, hits, retriever.lexical) == (
-        "Forged steel for splitting brick. [1] Fifty sachets of sencha! [2] It comes from the moon. Mine [2] says so."
+        "Forged steel for splitting brick. [1]\n\nFifty sachets of sencha! [2] It comes from the moon."
     )
     assert citations.support("Fifty sachets of sencha", hits, retriever.lexical) == 1
     assert citations.support("purple elephants", hits, retriever.lexical) == 0

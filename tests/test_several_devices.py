@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import process_data
 from config import PROJECT_DIR
@@ -30,10 +31,10 @@ def test_two_processes_take_the_steps_of_one(make_config, sharding):
         # 9 records are two steps of 4 and one of 1, so that the second process has nothing to learn in the last.
         "--prompt.format", "alpaca", "--train.sample-size", "9", "--train.max-steps", "6", "--train.batch-size", "4",
         "--train.gradient-accumulation-steps", "1", "--train.max-length", "512", "--train.validation-size", "19",
-        "--train.logging-steps", "1", "--train.eval-steps", "3", "--generation.max-new-tokens", "2",
+        "--train.logging-steps", "1", "--train.eval-steps", "3", "--train.save-steps", "3", "--generation.max-new-tokens", "2",
         "--questions.held-out", "1",
     ]  # fmt: skip
-    logs, printed = [], []
+    logs, printed, adapters = [], [], []
     backend = ["--model.backend", "transformers"] if sharding else []
     for launcher, more in (([], ()), (["-m", "torch.distributed.run", "--nproc-per-node", "2"], sharding)):
         command = [sys.executable, *launcher, *options, *backend, *more]
@@ -41,6 +42,7 @@ def test_two_processes_take_the_steps_of_one(make_config, sharding):
         assert done.returncode == 0, done.stderr[-3000:]
         logs.append(read_log(config.run_dir / "training_log.jsonl"))
         printed.append(done.stdout)
+        adapters.append(load_file(config.run_dir / "lora_model" / "adapter_model.safetensors"))
     alone, together = logs
     assert [line["step"] for line in together] == [line["step"] for line in alone] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
     assert together[1]["tokens"] == alone[1]["tokens"]
@@ -51,4 +53,14 @@ def test_two_processes_take_the_steps_of_one(make_config, sharding):
     metrics = read_manifest(config.run_dir, "fine_tuning")["metrics"]
     assert metrics["steps"] == 6 and metrics["passes"] == 1
     assert metrics["validation_tokens"] > EVALUATION_TOKENS  # each process has a part of them
-    assert (config.run_dir / "lora_model" / "adapter_model.safetensors").exists()
+    assert adapters[0].keys() == adapters[1].keys()
+    for name, weights in adapters[0].items():
+        # Steps are of the learning rate, whatever the gradient, so that rounding may turn some of them.
+        assert (weights.float() - adapters[1][name].float()).abs().mean() < 2e-4, name
+    if sharding:
+        (config.run_dir / "checkpoints" / "checkpoint-6" / "trainer_state.json").unlink()  # as if killed before
+        done = subprocess.run(
+            [*command, "--train.resume"], cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8"
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert [line["step"] for line in read_log(config.run_dir / "training_log.jsonl")][-1] == 6

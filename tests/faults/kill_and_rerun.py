@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import tyro
 
 from config import PROJECT_DIR, RagConfig
 from pipeline import vector_store
+from pipeline.lexical import FILE_NAME
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,14 @@ def result(stage: str, folder: Path) -> str:
     collection = vector_store.open_store(folder / "demo" / "chroma", RagConfig()).collection
     found = collection.get(include=["documents", "metadatas"])
     rows = sorted(zip(found["ids"], found["documents"], map(str, found["metadatas"]), strict=True))
-    return f"{len(rows)} pieces, {hashlib.sha256(repr(rows).encode()).hexdigest()}"
+    words = sqlite3.connect(folder / "demo" / FILE_NAME).execute("SELECT id, title, text FROM pieces ORDER BY id")
+    return f"{len(rows)} pieces, {hashlib.sha256(repr((rows, words.fetchall())).encode()).hexdigest()}"
 
 
 def start_again(stage: str, folder: Path) -> None:
     """Remove what a stage made."""
     (folder / "demo" / "manifests" / f"{stage}.json").unlink()
-    for name in ("chroma",) if stage == "rag_indexing" else ("trn_processed.json", "rejected.jsonl"):
+    for name in ("chroma", FILE_NAME) if stage == "rag_indexing" else ("trn_processed.json", "rejected.jsonl"):
         path = folder / "demo" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
