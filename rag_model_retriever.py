@@ -115,8 +115,7 @@ def prompt_with_context(
     prompt = prompt_format.prompt(title)
 
     def with_hits(chosen: list[retrieval.Hit]) -> str:
-        sources = (prompt_format.source_text(n, hit.title, hit.text) for n, hit in enumerate(chosen, 1))
-        return prompt_format.prompt(title, "\n".join(sources))
+        return prompt_format.prompt(title, "\n".join(prompt_format.source_text(h.title, h.text) for h in chosen))
 
     def fits(text: str) -> bool:
         return len(prompts.prompt_ids(prompt_format, model.tokenizer, text)) <= max_tokens

@@ -65,9 +65,9 @@ class PromptFormat:
         """Return the prompt of a question of any kind, without the instruction that the records are asked with."""
         return self.before + self.neutral(question) + self.after
 
-    def source_text(self, number: int, title: str, content: str) -> str:
+    def source_text(self, title: str, content: str) -> str:
         """Return a record as it is given to a model as context: in one line, so that it cannot look like another part."""
-        return " ".join(f"[{number}] {self.title_label}: {title} - {self.content_label}: {content}".split())
+        return " ".join(f"{self.title_label}: {title} - {self.content_label}: {content}".split())
 
     def neutral(self, text: str) -> str:
         """Return text in which no control token is left: `<|im_end|>` in a record becomes `< |im_end|>`."""
