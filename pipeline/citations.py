@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pipeline.lexical import LexicalIndex, words_of
 from pipeline.retrieval import Hit, word_match
 
+FEWEST_WORDS = 3  # of a sentence that says something
 CITED_COVERAGE = 0.6  # share of a sentence's information that a record must hold to be cited for it
 _SENTENCE_END = re.compile(r"(?<=[.!?\]])(\s+)")
 _CITATION = re.compile(r"\s*\[\d+\]")
@@ -22,7 +23,7 @@ def cite(answer: str, hits: Sequence[Hit], lexical: LexicalIndex) -> str:
     for position in range(0, len(parts), 2):  # a sentence, the space behind it, and so on
         coverages = [_held(parts[position], [hit], lexical) for hit in hits]
         best = max(coverages, default=0.0)
-        if best >= CITED_COVERAGE:
+        if best >= CITED_COVERAGE and len(words_of(parts[position])) >= FEWEST_WORDS:
             parts[position] += f" [{coverages.index(best) + 1}]"
     return "".join(parts)
 

@@ -201,9 +201,9 @@ def test_what_is_not_in_the_data_is_said_without_asking_a_model(make_config):
 
 def test_sentences_cite_the_record_that_holds_them(retriever):
     hits = [first(retriever, title) for title in ("Cold Chisel", "Green Tea")]
-    answer = "Forged steel for splitting brick [2].\n\nFifty sachets of sencha! [7] It comes from the moon [1]."
+    answer = "Forged steel for splitting brick [2].\n\nFifty sachets of sencha! [7] It comes from the moon [1]. Tea"
     assert citations.cite(answer, hits, retriever.lexical) == (
-        "Forged steel for splitting brick. [1]\n\nFifty sachets of sencha! [2] It comes from the moon."
+        "Forged steel for splitting brick. [1]\n\nFifty sachets of sencha! [2] It comes from the moon. Tea"
     )
     assert citations.support("Fifty sachets of sencha", hits, retriever.lexical) == 1
     assert citations.support("purple elephants", hits, retriever.lexical) == 0
