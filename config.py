@@ -313,7 +313,7 @@ class RagConfig:
     """Pieces retrieved for a query."""
     reranker: str | None = None
     """Folder or Hugging Face id of a cross-encoder that puts the best pieces in another order; None leaves them."""
-    min_score: float = 0.07
+    min_score: float = 0.1
     """Score, of 1 at most, that a piece must have for a model to be asked at all."""
     not_found: str = "This is not in the data."
     """What is answered where no piece has that score."""
