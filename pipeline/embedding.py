@@ -51,13 +51,16 @@ def load_embeddings(config: RagConfig) -> HuggingFaceEmbeddings:
                 encode_kwargs={"normalize_embeddings": True},
             )
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"The embedding model {config.embedding_model!r} could not be loaded: {reason} Check --rag.embedding-model."
-        ) from error
+        raise cannot_load("embedding model", config.embedding_model, error, "--rag.embedding-model") from error
     if sentence_transformer(embeddings).prompts.get("query"):
         embeddings.query_encode_kwargs = {**embeddings.encode_kwargs, "prompt_name": "query"}
     return embeddings
+
+
+def cannot_load(kind: str, name: str, error: Exception, setting: str) -> UserError:
+    """Return the error that says why a model of sentence-transformers could not be loaded, and which setting names it."""
+    reason = " ".join(str(error).split())[:300]
+    return UserError(f"The {kind} {name!r} could not be loaded: {reason} Check {setting}.")
 
 
 def resolved_precision(config: RagConfig, device: str) -> str:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from config import RagConfig
 from pipeline import bundled_models, embedding, vector_store
-from pipeline.artifacts import UserError
 from pipeline.cleaning import normalise_title
 from pipeline.lexical import LexicalIndex, words_of
 
@@ -69,8 +68,7 @@ def load_reranker(name: str) -> CrossEncoder:
     try:
         return CrossEncoder(bundled_models.resolve(name), num_labels=1)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"The reranker {name!r} could not be loaded: {reason} Check --rag.reranker.") from error
+        raise embedding.cannot_load("reranker", name, error, "--rag.reranker") from error
 
 
 def word_match(meant: dict[str, list[str]], query: Sequence[str], lexical: LexicalIndex) -> Callable[[str], Match]:

@@ -12,7 +12,17 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORME
 
 import pytest
 
-from config import PRESETS, PROJECT_DIR, Config, GenerationConfig, LoraConfig, ModelConfig, QuestionsConfig, TrainConfig
+from config import (
+    PRESETS,
+    PROJECT_DIR,
+    Config,
+    GenerationConfig,
+    LoraConfig,
+    ModelConfig,
+    QuestionsConfig,
+    RagConfig,
+    TrainConfig,
+)
 
 SAMPLE = PROJECT_DIR / "data" / "trn_sample.json"
 PHI3_SPECIAL = (
@@ -136,6 +146,14 @@ def smollm2_tokenizer():
     from pipeline import bundled_models, language_model
 
     return language_model.load_tokenizer(bundled_models.resolve("bundled/SmolLM2-135M-Instruct"))
+
+
+@pytest.fixture(scope="session")
+def embeddings():
+    """The demo's embedding model."""
+    from pipeline import embedding
+
+    return embedding.load_embeddings(RagConfig())
 
 
 def tiny_config(model: Path | str, output_dir: Path, **sections: object) -> Config:

@@ -30,11 +30,6 @@ RECORDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def embeddings():
-    return embedding.load_embeddings(RagConfig())
-
-
 @pytest.fixture
 def store(tmp_path, embeddings):
     return vector_store.open_store(tmp_path / "chroma", RagConfig(), embeddings, create=True)

@@ -10,7 +10,7 @@ import process_data
 import rag_indexing
 import rag_model_retriever
 from config import RagConfig
-from pipeline import chunking, citations, embedding, indexing, retrieval, vector_store
+from pipeline import chunking, citations, indexing, retrieval, vector_store
 from pipeline.artifacts import UserError, read_json
 from pipeline.lexical import LexicalIndex, words_of
 
@@ -22,11 +22,6 @@ RECORDS = [
     ("Goodnight, Otter", "A bedtime story. The otter counts every fish in the river and falls asleep."),
     ("Crème Brûlée Torch", "Butane burner for kitchens; caramelises sugar in a minute."),
 ]
-
-
-@pytest.fixture(scope="module")
-def embeddings():
-    return embedding.load_embeddings(RagConfig())
 
 
 def fill(store, lexical, embeddings, records):

@@ -15,7 +15,15 @@ from pipeline.artifacts import read_manifest
 from pipeline.batching import EVALUATION_TOKENS
 from pipeline.training_log import read_log
 
+
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
+
+
+def run(command):
+    """Run a stage to its end and return what it printed."""
+    done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -38,10 +46,8 @@ def test_two_processes_take_the_steps_of_one(make_config, sharding):
     backend = ["--model.backend", "transformers"] if sharding else []
     for launcher, more in (([], ()), (["-m", "torch.distributed.run", "--nproc-per-node", "2"], sharding)):
         command = [sys.executable, *launcher, *options, *backend, *more]
-        done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8")
-        assert done.returncode == 0, done.stderr[-3000:]
+        printed.append(run(command))
         logs.append(read_log(config.run_dir / "training_log.jsonl"))
-        printed.append(done.stdout)
         adapters.append(load_file(config.run_dir / "lora_model" / "adapter_model.safetensors"))
     alone, together = logs
     assert [line["step"] for line in together] == [line["step"] for line in alone] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
@@ -59,8 +65,5 @@ def test_two_processes_take_the_steps_of_one(make_config, sharding):
         assert (weights.float() - adapters[1][name].float()).abs().mean() < 2e-4, name
     if sharding:
         (config.run_dir / "checkpoints" / "checkpoint-6" / "trainer_state.json").unlink()  # as if killed before
-        done = subprocess.run(
-            [*command, "--train.resume"], cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8"
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        run([*command, "--train.resume"])
         assert [line["step"] for line in read_log(config.run_dir / "training_log.jsonl")][-1] == 6
