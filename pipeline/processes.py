@@ -32,6 +32,10 @@ def start(shard_weights: bool) -> None:
         raise UserError("Give --train.shard-weights to fine_tuning.py, instead of FSDP's options to accelerate launch.")
     if not shard_weights:
         return
+    from pipeline.language_model import best_device
+
+    if best_device() != "cuda":  # where accelerate would train on whole models and say nothing
+        raise UserError("--train.shard-weights needs several NVIDIA GPUs, and there is none here.")
     # accelerate reads these when its state is made.
     os.environ.update(
         ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import fine_tuning
 import process_data
 from config import PROJECT_DIR
-from pipeline.artifacts import read_manifest
+from pipeline import processes
+from pipeline.artifacts import UserError, read_manifest
 from pipeline.batching import EVALUATION_TOKENS
 from pipeline.training_log import read_log
-
 
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
 
@@ -24,6 +26,14 @@ def run(command):
     done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_weights_are_not_sharded_in_silence_where_there_is_no_gpu(make_config):
+    config = make_config()
+    with pytest.raises(UserError, match=r"--train\.shard-weights needs several NVIDIA GPUs"):
+        fine_tuning.run(replace(config, train=replace(config.train, shard_weights=True)))
+    assert not processes.shards_weights()
 
 
 @pytest.mark.parametrize(
