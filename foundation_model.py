@@ -29,6 +29,9 @@ def run(config: Config) -> Path:
             asked,
             lambda advance: generation.generate(base, prompt_format, texts, config.answers, advance),
             prompt_format,
+            lambda position, _: generation.reference_loss(
+                base, prompt_format, texts[position], asked[position].reference
+            ),
         )
         path = config.run_dir / "foundation_answers.json"
         return questions.save_answers(path, base.name, config.answers, entries)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -47,6 +47,7 @@ class TrainedModel:
     prompt_format: prompts.PromptFormat
     generate: Callable[[Sequence[str], GenerationConfig, Advance], list[Answer]]
     stream: Callable[[str, GenerationConfig], Iterator[str]]
+    reference_loss: Callable[[str, str], dict[str, Any]]
 
 
 def run(config: Config, options: TestOptions) -> Path | None:
@@ -63,7 +64,10 @@ def run(config: Config, options: TestOptions) -> Path | None:
         metrics.update(model=trained.name, backend=trained.backend, device=trained.device)
         texts = [trained.prompt_format.prompt(question.title) for question in asked]
         entries = questions.ask(
-            asked, lambda advance: trained.generate(texts, config.answers, advance), trained.prompt_format
+            asked,
+            lambda advance: trained.generate(texts, config.answers, advance),
+            trained.prompt_format,
+            lambda position, _: trained.reference_loss(texts[position], asked[position].reference),
         )
         path = config.run_dir / "finetuned_answers.json"
         return questions.save_answers(path, trained.name, config.answers, entries)
@@ -90,6 +94,7 @@ def load(config: Config, options: TestOptions, data: records.ProcessedData) -> T
             prompt_format,
             lambda texts, settings, advance: gguf.generate(prompt_format, texts, settings, advance),
             lambda text, settings: gguf.stream(prompt_format, text, settings),
+            lambda text, reference: {},  # llama.cpp's server tells no likelihood of a given text
         )
     prompt_format = prompts.load_prompt_format(path)
     if options.model_form == "merged":
@@ -104,6 +109,7 @@ def load(config: Config, options: TestOptions, data: records.ProcessedData) -> T
         prompt_format,
         lambda texts, settings, advance: generation.generate(loaded, prompt_format, texts, settings, advance),
         lambda text, settings: generation.stream(loaded, prompt_format, text, settings),
+        lambda text, reference: generation.reference_loss(loaded, prompt_format, text, reference),
     )
 
 

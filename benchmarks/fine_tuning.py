@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tyro
 
-from config import PRESETS, PROJECT_DIR
+from config import PRESETS, PROJECT_DIR, TrainConfig
 from pipeline.training_log import read_log
 
 SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -76,6 +76,8 @@ class Benchmark:
     """Optimizer steps of each."""
     warm_up: int = 5
     """Steps that are not timed."""
+    tokens_per_step: int = TrainConfig.tokens_per_step
+    """Tokens of a step of the packed set-ups."""
     folder: Path | None = None
     """Where the model is made; for a while it takes 2.6 bytes a parameter. None takes a temporary folder."""
 
@@ -157,8 +159,9 @@ def train_now(model: Path, outputs: Path, preset: str, options: list[str], work:
     options = [*options, "--train.shard-weights", "--train.optimizer", "adamw_torch"] if work.shard_weights else options
     succeeded = run_script("fine_tuning.py", [
         "--preset", preset, "--output-dir", str(outputs), "--model.name", str(model), "--model.backend", work.backend,
-        "--train.max-steps", str(work.steps), "--train.logging-steps", "1", "--train.validation-size", "8",
-        "--train.save-steps", "100000", "--generation.max-new-tokens", "1", *options,
+        "--train.max-steps", str(work.steps), "--train.tokens-per-step", str(work.tokens_per_step),
+        "--train.logging-steps", "1", "--train.validation-size", "8", "--train.save-steps", "100000",
+        "--generation.max-new-tokens", "1", *options,
     ], work.devices)  # fmt: skip
     if not succeeded:
         return None
@@ -209,7 +212,7 @@ def run(work: Benchmark) -> None:
                 [sys.executable, __file__, "make-model", str(model), work.shape, str(work.layers or 0), work.files],
                 check=True,
             )
-        make_data(model, records, outputs, preset, 40 * work.steps + 4000)
+        make_data(model, records, outputs, preset, work.tokens_per_step // 200 * work.steps + 4000)
         parameters = parameter_count(model)
         print(
             f"{work.shape}, {parameters / 1e9:.2f} billion parameters in blocks and head; {work.steps} steps, {work.warm_up} not timed; {work.devices} GPUs"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from config import GenerationConfig
 from pipeline.language_model import LanguageModel
 from pipeline.memory import free_memory
-from pipeline.prompts import PromptFormat, end_id, prompt_ids
+from pipeline.prompts import PromptFormat, answered_ids, end_id, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CPU_BATCH = 8
 GPU_BATCH = 64
 CACHE_SHARE = 0.5  # of the free memory that keys and values may take
+REFERENCE_TOKENS = 512  # of a reference whose likelihood is measured
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,29 @@ def stream(
     thread.join()
     if failures:
         raise failures[0]
+
+
+def reference_loss(
+    language_model: LanguageModel, prompt_format: PromptFormat, prompt: str, reference: str
+) -> dict[str, float | int]:
+    """Return how unlikely a model finds the reference as the answer to a prompt, for the answers file.
+
+    Returns:
+        reference_loss, the sum of the negative log-likelihoods in nats, and reference_tokens, how many they are: the
+        first REFERENCE_TOKENS of the reference and its end token. Nothing if there is no reference.
+    """
+    import torch
+
+    if not reference:
+        return {}
+    [(start, ids)] = answered_ids(prompt_format, language_model.tokenizer, [prompt], [reference])
+    row = torch.tensor([ids[: start + REFERENCE_TOKENS]], device=language_model.model.device)
+    labels = row.clone()
+    labels[:, :start] = -100
+    with torch.inference_mode():
+        # num_items_in_batch divides the sum of the losses.
+        loss = language_model.model(input_ids=row, labels=labels, num_items_in_batch=1).loss.item()
+    return {"reference_loss": round(loss, 4), "reference_tokens": row.shape[1] - start}
 
 
 def greedy_continuation(language_model: LanguageModel, ids: Sequence[int], tokens: int) -> list[int]:

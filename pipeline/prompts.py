@@ -156,30 +156,37 @@ def training_examples(
     max_length: int,
     loss_on: Literal["answer", "all"] = "answer",
 ) -> list[TrainingExample | None]:
-    """Tokenize (title, answer) records for training; None where the prompt leaves no room in max_length tokens.
-
-    The ids of the prompt are those of the generation prompt, token for token, and the end token carries a label.
-    """
-    prompts = [prompt_format.bos + prompt_format.prompt(title) for title, _ in records]
-    texts = [
-        prompt + prompt_format.neutral(answer.strip()) for prompt, (_, answer) in zip(prompts, records, strict=True)
-    ]
-    starts = tokenizer(prompts, add_special_tokens=False)["input_ids"] if records else []
-    wholes = tokenizer(texts, add_special_tokens=False)["input_ids"] if records else []
-    end = end_id(prompt_format, tokenizer)
+    """Tokenize (title, answer) records for training; None where the prompt leaves no room in max_length tokens."""
+    prompts = [prompt_format.prompt(title) for title, _ in records]
     examples: list[TrainingExample | None] = []
+    for start, ids in answered_ids(prompt_format, tokenizer, prompts, [answer for _, answer in records]):
+        labels = ids if loss_on == "all" else [-100] * start + ids[start:]
+        cut = len(ids) > max_length
+        examples.append(TrainingExample(ids[:max_length], labels[:max_length], cut) if start < max_length else None)
+    return examples
+
+
+def answered_ids(
+    prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str]
+) -> list[tuple[int, list[int]]]:
+    """Tokenize prompts with an answer each; return where the answer starts, and the ids up to the end token.
+
+    The ids of the prompt are those of the generation prompt, token for token.
+    """
+    if not prompts:
+        return []
+    prompts = [prompt_format.bos + prompt for prompt in prompts]
+    texts = [prompt + prompt_format.neutral(answer.strip()) for prompt, answer in zip(prompts, answers, strict=True)]
+    starts = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    wholes = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for prompt, start, whole in zip(prompts, starts, wholes, strict=True):
         if whole[: len(start)] != start:
             raise UserError(
                 f"The tokenizer joins the end of the prompt {prompt[-20:]!r} with the answer, so a model trained on it "
                 "would not know its own prompt. Use --prompt.format alpaca, or a model with another chat template."
             )
-        ids = [*whole, end]
-        labels = ids if loss_on == "all" else [-100] * len(start) + ids[len(start) :]
-        fits = len(start) < max_length
-        cut = len(ids) > max_length
-        examples.append(TrainingExample(ids[:max_length], labels[:max_length], cut) if fits else None)
-    return examples
+    end = end_id(prompt_format, tokenizer)
+    return [(len(start), [*whole, end]) for start, whole in zip(starts, wholes, strict=True)]
 
 
 def _asked(instruction: str) -> str:
