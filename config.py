@@ -150,8 +150,8 @@ class TrainConfig:
     tokens_per_step: int = 8192
     """Tokens of an optimizer step, at most, in packed batching; a longer record is a step of its own."""
     passes: int | None = None
-    """Forward passes per optimizer step on each device; None takes as few as memory allows. What a step learns is the
-    same."""
+    """Forward passes per optimizer step on each device; None takes what is fastest within the memory. What a step learns
+    is the same."""
     memory_gb: float | None = None
     """Memory that the training may use on each device, in GiB; None takes what is free."""
     learning_rate: float = 2e-4

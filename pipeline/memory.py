@@ -30,6 +30,8 @@ KEPT_SHARE = {"unsloth": 0.68, "transformers": 1.2}  # of the inputs and outputs
 DROPOUT_BYTES = 3  # of an input of the adapter: its value and whether it was dropped
 CPU_KEPT = 3.0  # times what a GPU keeps: a CPU's allocator holds on to pieces that fit no later record
 CPU_PROGRAM = 1.0 * GIB  # Python and the libraries
+BUSY_TOKENS = 4096  # of a forward pass; one with fewer takes as long, since a GPU waits for the program then
+CHECKPOINTING_TIME, FOUR_BIT_TIME = 1.33, 1.4  # times what the same pass takes without
 GATHERED_BLOCKS = 2  # whose weights a device holds for a while, where it has a part of the others
 SPARE_SHARE = 0.05  # of the memory, for what is split into pieces too small to use
 ANSWERING_SHARE = 1.25  # memory to answer with, over that of the weights
@@ -93,6 +95,12 @@ class TrainingPlan:
     estimate: MemoryEstimate
     usable: float
     """Bytes that it may take."""
+
+    @property
+    def relative_time(self) -> float:
+        """Return how long a step takes, in units in which a token of a pass that keeps a GPU busy takes 1."""
+        factor = (CHECKPOINTING_TIME if self.checkpointing else 1) * (FOUR_BIT_TIME if self.precision == "4bit" else 1)
+        return self.passes * max(self.tokens, BUSY_TOKENS) * factor
 
     def __str__(self) -> str:
         """Return the plan as a user reads it."""
@@ -180,9 +188,7 @@ def plan_training(
     free: float,
     most_tokens: Callable[[int], int],
 ) -> TrainingPlan:
-    """Choose the fastest way to train that fits into memory.
-
-    Fewer passes are faster than activations kept, and those than a base in 4 bits: see benchmarks/fine_tuning.py.
+    """Choose the fastest way to train that fits into memory, by what benchmarks/fine_tuning.py measured.
 
     Args:
         size: of the model.
@@ -198,17 +204,21 @@ def plan_training(
     """
     limited = train.memory_gb is not None and train.memory_gb * GIB < free
     usable = (train.memory_gb * GIB if limited else free) * (1 - SPARE_SHARE)
-    smallest, shards = None, devices if processes.shards_weights() else 1
+    fastest, smallest, shards = None, None, devices if processes.shards_weights() else 1
     for passes in pass_counts(train, devices):
+        if fastest is not None and passes * BUSY_TOKENS >= fastest.relative_time:
+            break  # so many passes cannot be faster
         tokens = most_tokens(passes * devices)
         for precision in precisions(model):
             for checkpointing in {"auto": (False, True), "on": (True,), "off": (False,)}[train.gradient_checkpointing]:
                 estimate = estimate_training(size, backend, precision, checkpointing, tokens, train.optimizer, shards)
                 plan = TrainingPlan(precision, checkpointing, passes, tokens, estimate, usable)
-                if estimate.total <= usable:
-                    return plan
+                if estimate.total <= usable and (fastest is None or plan.relative_time < fastest.relative_time):
+                    fastest = plan
                 if smallest is None or estimate.total < smallest.estimate.total:
                     smallest = plan
+    if fastest is not None:
+        return fastest
     needed = smallest.estimate
     if train.gradient_checkpointing == "off":
         remedy = "Leave --train.gradient-checkpointing off out"

@@ -77,7 +77,7 @@ def save_phi3_tokenizer(folder: Path) -> int:
     return backend.get_vocab_size()
 
 
-def build_llama(folder: Path) -> None:
+def build_llama(folder: Path, **shape: float) -> None:
     """Llama with a byte-level BPE tokenizer and no chat template, as a base model has none."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -87,8 +87,13 @@ def build_llama(folder: Path) -> None:
     tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
     LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokenizer), eos_token_id=2, bos_token_id=1, **TINY_SHAPE)
+        LlamaConfig(vocab_size=len(tokenizer), eos_token_id=2, bos_token_id=1, **TINY_SHAPE | shape)
     ).save_pretrained(folder)
+
+
+def build_wide_llama(folder: Path) -> None:
+    """The same with 256 columns: Unsloth's 4-bit kernel for a single sequence is wrong for 64, which no real model has."""
+    build_llama(folder, hidden_size=256, intermediate_size=512, initializer_range=0.1)
 
 
 def build_phi3(folder: Path) -> None:
@@ -119,7 +124,7 @@ def build_mistral(folder: Path) -> None:
     MistralForCausalLM(config).save_pretrained(folder)
 
 
-BUILDERS = {"llama": build_llama, "phi3": build_phi3, "mistral": build_mistral}
+BUILDERS = {"llama": build_llama, "wide_llama": build_wide_llama, "phi3": build_phi3, "mistral": build_mistral}
 
 
 @pytest.fixture(scope="session")

@@ -79,17 +79,17 @@ def test_records_end_to_end_have_the_loss_they_have_one_by_one(run_stage, backen
 @pytest.mark.parametrize("precision, batching", [("4bit", "faithful"), ("16bit", "packed")])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_training_goes_on_and_answers_in_batches_as_one_by_one(run_stage, backend, precision, batching):
-    run_stage("process_data.py", "llama")
+    run_stage("process_data.py", "wide_llama")
     options = [
         *TRAINING, "--train.max-steps", "60", "--train.save-steps", "30", "--train.batching", batching,
         "--model.backend", backend, "--model.precision", precision, "--lora.r", "16",
     ]  # fmt: skip
-    run_dir = run_stage("fine_tuning.py", "llama", *options)
+    run_dir = run_stage("fine_tuning.py", "wide_llama", *options)
     metrics = read_manifest(run_dir, "fine_tuning")["metrics"]
     assert (metrics["backend"], metrics["precision"]) == (backend, precision)
     log = read_log(run_dir / "training_log.jsonl")
     (run_dir / "checkpoints" / "checkpoint-60" / "trainer_state.json").unlink()  # as if killed before it was written
-    run_stage("fine_tuning.py", "llama", *options, "--train.resume")
+    run_stage("fine_tuning.py", "wide_llama", *options, "--train.resume")
     resumed = read_log(run_dir / "training_log.jsonl")
     assert [line["step"] for line in resumed] == [line["step"] for line in log]
     assert resumed[32].get("loss") == pytest.approx(
@@ -102,7 +102,7 @@ def test_training_goes_on_and_answers_in_batches_as_one_by_one(run_stage, backen
     texts = []
     for batch_size in ("1", "4"):
         run_stage(
-            "ft_test_trained_model.py", "llama", "--model.backend", backend, "--model.precision", precision,
+            "ft_test_trained_model.py", "wide_llama", "--model.backend", backend, "--model.precision", precision,
             "--answers.batch-size", batch_size, "--answers.max-new-tokens", "12", "--answers.temperature", "0",
             "--questions.held-out", "0", "--questions.examples", *titles,
         )  # fmt: skip

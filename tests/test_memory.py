@@ -15,9 +15,10 @@ LORA = {
     "llama": LoraConfig(r=32, alpha=32),
     "phi3": LoraConfig(r=16, dropout=0.05, target_modules=PHI3_FUSED),
     "mistral": LoraConfig(r=16),
+    "mistral-10": LoraConfig(r=16),
 }
-# Peaks of torch.cuda.max_memory_allocated on an NVIDIA H100, from benchmarks/fine_tuning.py (torch 2.11), whose random models
-# of the Phi-3 architectures have 49,152 tokens, with 10 blocks in the last.
+# Peaks of torch.cuda.max_memory_allocated on an NVIDIA H100 or H200, from benchmarks/fine_tuning.py (torch 2.11), whose random
+# models of the Phi-3 architectures have 49,152 tokens; mistral-10 has 10 blocks of 40.
 MEASURED = [
     ("llama", "unsloth", "16bit", False, 8190, 43.06),
     ("llama", "unsloth", "16bit", False, 2358, 23.59),
@@ -27,7 +28,9 @@ MEASURED = [
     ("llama", "transformers", "16bit", False, 2358, 29.79),
     ("phi3", "transformers", "16bit", False, 8191, 47.67),
     ("phi3", "transformers", "16bit", True, 959, 9.33),
-    ("mistral", "unsloth", "16bit", False, 8177, 18.60),
+    ("mistral-10", "unsloth", "16bit", False, 8177, 18.60),
+    ("mistral", "unsloth", "16bit", True, 32761, 34.13),
+    ("mistral", "unsloth", "16bit", False, 16416, 122.22),
 ]
 
 
@@ -45,10 +48,11 @@ def sizes():
             num_key_value_heads=32, vocab_size=49152, pad_token_id=0,
         ),
         "mistral": MistralConfig(
-            hidden_size=5120, intermediate_size=17920, num_hidden_layers=10, num_attention_heads=40,
+            hidden_size=5120, intermediate_size=17920, num_hidden_layers=40, num_attention_heads=40,
             num_key_value_heads=10, vocab_size=49152,
         ),
     }  # fmt: skip
+    shapes["mistral-10"] = MistralConfig(**{**shapes["mistral"].to_dict(), "num_hidden_layers": 10})
     # The benchmark's files held 4-bit weights.
     return {n: replace(size_of_architecture(shape, LORA[n]), quantized_files=True) for n, shape in shapes.items()}
 
@@ -76,18 +80,27 @@ def test_weights_are_counted_without_the_files(tiny_model, architecture):
     assert size.adapter == get_peft_model(model, peft_lora_config(lora)).get_nb_trainable_parameters()[0]
 
 
-def plan(size, free_gib, monkeypatch, **settings):
+def plan(size, free_gib, monkeypatch, tokens=20_000, **settings):
     monkeypatch.setattr(memory, "best_device", lambda: "cuda")
     train = TrainConfig(batch_size=2, gradient_accumulation_steps=4, optimizer="adamw_8bit", **settings)
-    return plan_training(size, ModelConfig(), train, "unsloth", 1, free_gib * GIB, lambda passes: 20_000 // passes)
+    return plan_training(size, ModelConfig(), train, "unsloth", 1, free_gib * GIB, lambda passes: -(-tokens // passes))
 
 
 def test_less_memory_costs_speed_step_by_step(sizes, monkeypatch):
-    found = [plan(sizes["llama"], free, monkeypatch) for free in (100, 30, 12, 9.5, 8, 7.5)]
-    assert [(p.precision, p.checkpointing) for p in found[:3]] == [("16bit", False), ("16bit", True), ("4bit", True)]
-    assert [p.passes for p in found[:3]] == [1, 1, 1] and 1 < found[-1].passes <= 8
-    assert [p.passes for p in found] == sorted(p.passes for p in found)
+    found = [plan(sizes["llama"], free, monkeypatch) for free in (100, 60, 40, 30, 12, 8, 7.5)]
+    assert [(p.precision, p.checkpointing, p.passes) for p in found[:5]] == [
+        ("16bit", False, 1), ("16bit", False, 2), ("16bit", False, 4), ("16bit", True, 1), ("4bit", True, 1),
+    ]  # fmt: skip
+    assert 1 < found[-1].passes <= 8
+    assert [p.relative_time for p in found] == sorted(p.relative_time for p in found)
     assert all(p.estimate.total <= p.usable for p in found)
+
+
+def test_a_small_step_is_one_pass_as_long_as_it_fits(sizes, monkeypatch):
+    found = [plan(sizes["llama"], free, monkeypatch, tokens=2000) for free in (80, 23, 20, 8.5)]
+    assert [(p.precision, p.checkpointing, p.passes) for p in found] == [
+        ("16bit", False, 1), ("16bit", True, 1), ("4bit", False, 1), ("4bit", True, 1),
+    ]  # fmt: skip
 
 
 def test_a_limit_counts_like_a_smaller_card(sizes, monkeypatch):
