@@ -1,6 +1,6 @@
-"""Stage 9: put the answers of the foundation model, the fine-tuned model and RAG side by side, and measure them.
+"""Stage 9: put the answers of all models side by side, measure them, and tell which differences are more than noise.
 
-Reads foundation_answers.json, finetuned_answers.json and rag_answers.json. Writes comparison.json, comparison.md and
+Reads what stages 2, 4 and 8 answered; two of the four files are enough. Writes comparison.json, comparison.md and
 comparison.html (one file, nothing else needed to read it).
 
     python compare_models.py
@@ -8,128 +8,81 @@ comparison.html (one file, nothing else needed to read it).
 
 from __future__ import annotations
 
-import re
-import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from config import Config
-from pipeline import artifacts, metrics
+from config import Config, RagConfig
+from pipeline import artifacts, comparison_pages, judge, leakage, records
 from pipeline.command_line import run_stage
+from pipeline.comparison import Comparison, Score, compare
 
-SOURCES = {
+COLUMNS = {
     "Foundation": ("foundation_answers.json", "foundation_model"),
     "Fine-tuned": ("finetuned_answers.json", "ft_test_trained_model"),
     "RAG": ("rag_answers.json", "rag_model_retriever"),
-}
-SHOWN_CHARS = 140
-METRICS = {
-    "rouge_l": ("ROUGE-L", "{:.1f}", "words in the reference's order, 0 to 100; more is closer"),
-    "chrf": ("chrF", "{:.1f}", "character sequences shared with the reference, 0 to 100; more is closer"),
-    "distinct_2": ("distinct-2", "{:.2f}", "share of distinct word pairs; less is more repetitive"),
-    "ended": ("ended by itself", "{:.0%}", "answers that were not cut off at the limit of new tokens"),
-    "tokens": ("tokens per answer", "{:.0f}", ""),
-    "seconds": ("seconds per answer", "{:.2f}", "the seconds of a batch, shared equally"),
+    "RAG + fine-tuned": ("rag_finetuned_answers.json", "rag_model_retriever"),
 }
 
 
 def run(config: Config) -> Path:
     """Compare the answers and return the path of comparison.html."""
-    paths = {name: artifacts.require(config.run_dir / file, stage) for name, (file, stage) in SOURCES.items()}
-    with artifacts.stage_manifest(config.run_dir, "compare_models", {}, list(paths.values())) as figures:
-        comparison = compare({name: artifacts.read_json(path) for name, path in paths.items()})
-        figures.update(comparison["metrics"])
-        print_comparison(comparison)
-        artifacts.write_json(config.run_dir / "comparison.json", comparison)
-        with artifacts.atomic_write(config.run_dir / "comparison.md") as file:
-            file.write(render("comparison.md.jinja", config, comparison))
-        path = config.run_dir / "comparison.html"
-        with artifacts.atomic_write(path) as file:
-            file.write(render("comparison.html.jinja", config, comparison))
-        return path
+    paths = find_answers(config)
+    settings = {"rag": config.rag, "judge": config.judge}
+    with artifacts.stage_manifest(config.run_dir, "compare_models", settings, list(paths.values())) as metrics:
+        answers = {column: artifacts.read_json(path) for column, path in paths.items()}
+        scores: dict[str, Score] = {"similarity": lambda entries: similarity(config.rag, entries)}
+        if config.judge.url is not None:
+            scores["judge"] = lambda entries: judge.grade(config.judge, entries)
+        comparison = compare(answers, {column: stage for column, (_, stage) in COLUMNS.items()}, scores)
+        notes = make_notes(config, comparison)
+        metrics.update(comparison.as_json()["figures"])
+        comparison_pages.show(comparison, notes)
+        artifacts.write_json(config.run_dir / "comparison.json", {**comparison.as_json(), "notes": notes})
+        return comparison_pages.write(config.run_dir, config.preset, comparison, notes)
 
 
-def compare(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Join the answers of several models by title.
-
-    Returns:
-        metrics: for each model, its figures; models: the name of what answered; questions: title, split, reference and
-        the answer of each model.
-    """
-    by_title = {name: {entry["title"]: entry for entry in file["answers"]} for name, file in answers.items()}
-    first, *others = by_title
-    for other in others:
-        again = f"Run {SOURCES[first][1]}.py and {SOURCES[other][1]}.py again, alike."
-        if by_title[other].keys() != by_title[first].keys():
-            raise artifacts.UserError(f"{first} and {other} answered different titles. {again}")
-        if answers[other]["generation"] != answers[first]["generation"]:
-            raise artifacts.UserError(f"{first} and {other} had different --answers settings. {again}")
-    rows = []
-    for title, entry in by_title[first].items():
-        row = {key: entry[key] for key in ("title", "split", "reference")}
-        rows.append({**row, "answers": {name: entries[title]["answer"] for name, entries in by_title.items()}})
-    return {
-        "models": {name: file["model"] for name, file in answers.items()},
-        "metrics": {name: metrics.summarise(file["answers"]) for name, file in answers.items()},
-        "questions": rows,
-    }
+def find_answers(config: Config) -> dict[str, Path]:
+    """Return the answers file of each column that there is, or say which stage makes the missing ones."""
+    paths = {column: config.run_dir / file for column, (file, _) in COLUMNS.items()}
+    found = {column: path for column, path in paths.items() if path.exists()}
+    missing = [column for column in COLUMNS if column not in found]
+    if len(found) < 2:
+        artifacts.require(paths[missing[0]], COLUMNS[missing[0]][1])
+    for column in missing:
+        print(f"Not compared: {column}. {COLUMNS[column][1]}.py answers for it.")
+    return found
 
 
-def metric_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row for each metric: its label, what it means, and a formatted figure for each model."""
-    rows = []
-    for key, (label, form, meaning) in METRICS.items():
-        figures = [values[key] for values in comparison["metrics"].values()]
-        shown = ["–" if figure is None else form.format(figure) for figure in figures]
-        rows.append({"label": label, "meaning": meaning, "figures": shown})
-    return rows
+def similarity(config: RagConfig, entries: Sequence[dict[str, Any]]) -> list[float | None]:
+    """Return the cosine between the embeddings of each answer and its reference; None without a reference."""
+    from pipeline import embedding
 
-
-def print_comparison(comparison: dict[str, Any]) -> None:
-    """Print the beginnings of the answers, and the metrics, as tables."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    answers = Table(box=box.SIMPLE_HEAD, show_lines=True, expand=True)
-    figures = Table(box=box.SIMPLE_HEAD)
-    answers.add_column("Title", ratio=2)
-    answers.add_column("Reference", ratio=3)
-    figures.add_column("")
-    for name in comparison["models"]:
-        answers.add_column(name, ratio=3)
-        figures.add_column(name, justify="right")
-    for row in comparison["questions"]:
-        texts = (row["title"], row["reference"] or f"({row['split']})", *row["answers"].values())
-        answers.add_row(*(Text(textwrap.shorten(text, SHOWN_CHARS, placeholder=" …")) for text in texts))
-    for row in metric_rows(comparison):
-        figures.add_row(row["label"], *row["figures"])
-    console.print(answers)
-    console.print(figures)
-
-
-def render(template: str, config: Config, comparison: dict[str, Any]) -> str:
-    """Fill a template of pipeline/templates; in HTML everything from the data is escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "pipeline" / "templates"),
-        autoescape=jinja2.select_autoescape(["html.jinja"]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    compared = [entry for entry in entries if entry["reference"]]
+    embeddings = embedding.load_embeddings(config)
+    answers = embeddings.embed_documents([entry["answer"] for entry in compared])
+    references = embeddings.embed_documents([entry["reference"] for entry in compared])
+    cosines = iter(
+        sum(a * b for a, b in zip(answer, reference, strict=True))
+        for answer, reference in zip(answers, references, strict=True)
     )
-    environment.filters["cell"] = markdown_cell
-    return environment.get_template(template).render(
-        preset=config.preset, comparison=comparison, metric_rows=metric_rows(comparison)
-    )
+    return [next(cosines) if entry["reference"] else None for entry in entries]
 
 
-def markdown_cell(text: str) -> str:
-    """Return text that stays text in a cell of a Markdown table."""
-    return re.sub(r"([\\|*_`\[\]])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
+def make_notes(config: Config, comparison: Comparison) -> list[str]:
+    """Return what a reader must know to believe the figures."""
+    notes = []
+    trained_on = config.run_dir / "trn_processed_dataset.json"
+    if trained_on.exists():
+        data = replace(records.open_processed(config.run_dir), path=trained_on, title_key="input", content_key="output")
+        notes.append(str(leakage.find_leakage(comparison.questions, data)))
+    if any(column.startswith("RAG") for column in comparison.models):
+        notes.append(
+            "The index of the retrieval holds all records, those of the held-out titles too: RAG is asked what it can look up, "
+            "the others what they have never seen."
+        )
+    return notes
 
 
 def main() -> None:

@@ -317,8 +317,9 @@ class RagConfig:
     """Score, of 1 at most, that a piece must have for a model to be asked at all."""
     not_found: str = "This is not in the data."
     """What is answered where no piece has that score."""
-    answer_with: Literal["foundation", "finetuned"] = "foundation"
-    """Which language model answers: the base model, or the base model with the adapter of stage 3."""
+    answer_with: Literal["auto", "foundation", "finetuned"] = "auto"
+    """Which language model answers: the base model, the base model with the adapter of stage 3, or both; auto takes the
+    adapter too once there is one."""
     max_context_tokens: int = 2048
     """Tokens of prompt and retrieved texts together; the answer's tokens come on top."""
 
@@ -328,6 +329,20 @@ class RagConfig:
         if self.chunk_tokens is not None:
             enough = self.chunk_tokens > self.chunk_overlap_tokens
             _require(enough, "rag.chunk_tokens", "greater than rag.chunk_overlap_tokens", self.chunk_tokens)
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """A language model that grades the answers (stage 9)."""
+
+    url: str | None = None
+    """Address of a server that speaks OpenAI's protocol, such as http://127.0.0.1:11434/v1; None asks no judge. The texts
+    of the comparison are sent there. Its key is read from the environment variable OPENAI_API_KEY."""
+    model: str = ""
+    """Name of the model there."""
+
+    def __post_init__(self) -> None:
+        _require(self.url is None or bool(self.model), "judge.model", "the name of a model of --judge.url", self.model)
 
 
 @dataclass(frozen=True)
@@ -349,6 +364,7 @@ class Config:
     questions: QuestionsConfig = field(default_factory=QuestionsConfig)
     gguf: GgufConfig = field(default_factory=GgufConfig)
     rag: RagConfig = field(default_factory=RagConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     @property
     def run_dir(self) -> Path:
@@ -365,7 +381,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "rag_indexing": ("rag",),
     "rag_search_vs": ("rag",),
     "rag_model_retriever": ("prompt", "model", "answers", "questions", "rag"),
-    "compare_models": (),
+    "compare_models": ("rag", "judge"),
 }
 
 AMAZON_EXAMPLES = ("Girls Ballet Tutu Neon Blue", "Mog's Kittens", "The Prophet", "The Book of Revelation")

@@ -1,8 +1,9 @@
 """Stage 8: answer with retrieved records at hand (RAG).
 
-Reads chroma/, lexical.sqlite and a language model: the base model, or with --rag.answer-with finetuned the adapter of
-stage 3. Asks the same titles as stages 2 and 4. Writes rag_answers.json. --title asks a title of your own. Where no record
-has --rag.min-score, no model is asked: the answer is that this is not in the data.
+Reads chroma/, lexical.sqlite and the language models: the base model and, once stage 3 has trained one, the adapter
+(--rag.answer-with chooses). Asks the same titles as stages 2 and 4. Writes rag_answers.json and rag_finetuned_answers.json.
+--title asks a title of your own. Where no record has --rag.min-score, no model is asked: the answer is that this is not in
+the data.
 
     python rag_model_retriever.py --title "Wooden train set"
 """
@@ -10,10 +11,10 @@ has --rag.min-score, no model is asked: the answer is that this is not in the da
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from config import Config
 from pipeline import (
@@ -30,6 +31,9 @@ from pipeline import (
 from pipeline.command_line import run_stage
 from pipeline.trained_models import adapter_folder, trained_precision
 
+Role = Literal["foundation", "finetuned"]
+ANSWERS: dict[Role, str] = {"foundation": "rag_answers.json", "finetuned": "rag_finetuned_answers.json"}
+
 
 @dataclass(frozen=True)
 class RetrieverOptions:
@@ -39,65 +43,96 @@ class RetrieverOptions:
     """Ask this title and write nothing."""
 
 
+@dataclass(frozen=True)
+class AnsweringModel:
+    """A language model that answers with retrieved records at hand."""
+
+    role: Role
+    loaded: language_model.LanguageModel
+    prompt_format: prompts.PromptFormat
+
+
 def run(config: Config, options: RetrieverOptions) -> Path | None:
-    """Answer with retrieval; return the path of rag_answers.json, or None if only the user's title was asked."""
+    """Answer with retrieval; return the path of the last answers, or None if only the user's title was asked."""
     data = records.open_processed(config.run_dir)
     artifacts.require_current(config.run_dir, "rag_indexing", data.path)
+    retriever = retrieval.open_retriever(config.run_dir, config.rag)
     if options.title is not None:
-        answer_titles(config, data, [questions.Question(data.clean(options.title), "", "")])
+        for model in load_models(config, data):
+            print(f"\n{model.loaded.name}:")
+            answer_titles(config, retriever, model, [questions.Question(data.clean(options.title), "", "")])
         return None
     settings = {name: getattr(config, name) for name in ("prompt", "model", "answers", "questions", "rag")}
     with artifacts.stage_manifest(config.run_dir, "rag_model_retriever", settings, [data.path]) as metrics:
         asked = questions.choose_questions(data, config.questions)
-        model, entries = answer_titles(config, data, asked)
-        name = f"{model.name} + retrieval"
-        metrics.update(model=name, backend=model.backend, device=model.device)
-        return questions.save_answers(config.run_dir / "rag_answers.json", name, config.answers, entries)
+        written = []
+        for model in load_models(config, data):
+            print(f"\nAnswering with {model.loaded.name} and retrieval")
+            entries = answer_titles(config, retriever, model, asked)
+            name = f"{model.loaded.name} + retrieval"
+            metrics[model.role] = {"model": name, "backend": model.loaded.backend, "device": model.loaded.device}
+            written.append(questions.save_answers(config.run_dir / ANSWERS[model.role], name, config.answers, entries))
+        print("\nAnswers: " + ", ".join(map(str, written)))
+        return written[-1]
+
+
+def load_models(config: Config, data: records.ProcessedData) -> Iterator[AnsweringModel]:
+    """Yield the models that answer, each with the prompt format that belongs to it; the base model's weights are loaded once.
+
+    With --rag.answer-with auto these are the base model and, once stage 3 has trained one, the fine-tuned model.
+    """
+    roles = [config.rag.answer_with]
+    if config.rag.answer_with == "auto":
+        trained = (config.run_dir / "lora_model").exists()
+        roles = ["foundation", "finetuned"] if trained else ["foundation"]
+    # Checked before a model is loaded.
+    adapter = adapter_folder(config.run_dir, config.model.name, data.path) if "finetuned" in roles else None
+    max_length = config.rag.max_context_tokens + config.answers.max_new_tokens
+    precision = memory.precision_to_answer(config.model)
+    if adapter is not None:
+        precision = trained_precision(config.run_dir, config.model)
+    base = language_model.load_base(config.model, precision, max_length)
+    if "foundation" in roles:
+        yield AnsweringModel("foundation", base, prompts.make_prompt_format(config.prompt, base.tokenizer))
+    if adapter is not None:
+        tuned = language_model.load_adapter(base, adapter)
+        yield AnsweringModel("finetuned", tuned, prompts.load_prompt_format(adapter))
 
 
 def answer_titles(
-    config: Config, data: records.ProcessedData, asked: list[questions.Question]
-) -> tuple[language_model.LanguageModel, list[dict]]:
-    """Retrieve, answer and print; return the model and the entries of the answers file."""
-    retriever = retrieval.open_retriever(config.run_dir, config.rag)
-    model, prompt_format = load_language_model(config, data)
+    config: Config, retriever: retrieval.Retriever, model: AnsweringModel, asked: list[questions.Question]
+) -> list[dict[str, Any]]:
+    """Retrieve, answer and print; return the entries of the answers file."""
     texts: dict[int, str] = {}
     sources: dict[int, list[retrieval.Hit]] = {}
     for position, question in enumerate(asked):
         hits = retriever.search(question.title, config.rag.k)
         if retrieval.answerable(hits, config.rag):
             texts[position], sources[position] = prompt_with_context(
-                prompt_format, model, question.title, hits, config.rag.max_context_tokens
+                model.prompt_format, model.loaded, question.title, hits, config.rag.max_context_tokens
             )
 
     def answer_all(advance: Callable[[int], object]) -> list[generation.Answer]:
-        written = iter(generation.generate(model, prompt_format, list(texts.values()), config.answers, advance))
+        written = iter(
+            generation.generate(model.loaded, model.prompt_format, list(texts.values()), config.answers, advance)
+        )
         advance(len(asked) - len(texts))
         not_found = generation.Answer(config.rag.not_found, tokens=0, ended=True, seconds=0.0)
         return [next(written) if position in texts else not_found for position in range(len(asked))]
 
     def explain(position: int, answer: str) -> dict[str, Any]:
         used = sources.get(position, [])
-        return {
+        explained = {
             "cited": citations.cite(answer, used, retriever.lexical),
             "support": round(citations.support(answer, used, retriever.lexical), 4) if used else None,
             "sources": [{**dataclasses.asdict(hit), "score": hit.score} for hit in used],
         }
+        if position in texts:
+            reference = asked[position].reference
+            explained |= generation.reference_loss(model.loaded, model.prompt_format, texts[position], reference)
+        return explained
 
-    return model, questions.ask(asked, answer_all, prompt_format, explain)
-
-
-def load_language_model(
-    config: Config, data: records.ProcessedData
-) -> tuple[language_model.LanguageModel, prompts.PromptFormat]:
-    """Load the model that answers, with the prompt format that belongs to it."""
-    max_length = config.rag.max_context_tokens + config.answers.max_new_tokens
-    if config.rag.answer_with == "finetuned":
-        adapter = adapter_folder(config.run_dir, config.model.name, data.path)
-        base = language_model.load_base(config.model, trained_precision(config.run_dir, config.model), max_length)
-        return language_model.load_adapter(base, adapter), prompts.load_prompt_format(adapter)
-    base = language_model.load_base(config.model, memory.precision_to_answer(config.model), max_length)
-    return base, prompts.make_prompt_format(config.prompt, base.tokenizer)
+    return questions.ask(asked, answer_all, model.prompt_format, explain)
 
 
 def prompt_with_context(

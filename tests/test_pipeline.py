@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -39,7 +40,7 @@ EXTRA_FILES = {"llama": set(), "phi3": {"chat_template.jinja"}, "mistral": {"cha
 RUN_FILES = {
     "Modelfile", "checkpoints", "chroma", "comparison.html", "comparison.json", "comparison.md", "finetuned_answers.json",
     "foundation_answers.json", "lexical.sqlite", "lora_model", "loss_curve.png", "manifests", "merged_model", "model-f32.gguf",
-    "prompt_format.json", "rag_answers.json", "rejected.jsonl", "training_log.jsonl", "trn_processed.json",
+    "prompt_format.json", "rag_answers.json", "rag_finetuned_answers.json", "rejected.jsonl", "training_log.jsonl", "trn_processed.json",
     "trn_processed_dataset.json",
 }  # fmt: skip
 
@@ -342,9 +343,9 @@ def test_retrieval_and_comparison(config, capsys):
     ft_test_trained_model.run(config, ft_test_trained_model.TestOptions())
     rag_indexing.run(config)
     rag_search_vs.run(config, rag_search_vs.SearchOptions(query="dance skirt for small girls"))
-    rag = json.loads(
-        rag_model_retriever.run(config, rag_model_retriever.RetrieverOptions()).read_text(encoding="utf-8")
-    )
+    rag_model_retriever.run(config, rag_model_retriever.RetrieverOptions())
+    rag, tuned_rag = (artifacts.read_json(config.run_dir / name) for name in rag_model_retriever.ANSWERS.values())
+    assert tuned_rag["model"] == rag["model"].replace(" +", " + lora_model +")
     held_out = [answer for answer in rag["answers"] if answer["split"] == "test"]
     assert held_out and all(answer["sources"][0]["title"] == answer["title"] for answer in held_out)
     assert f"Sources: [1] {held_out[0]['title']} (" in capsys.readouterr().out
@@ -352,8 +353,9 @@ def test_retrieval_and_comparison(config, capsys):
     assert rag_model_retriever.run(tuned, rag_model_retriever.RetrieverOptions(title="Tea")) is None
     page = compare_models.run(config).read_text(encoding="utf-8")
     comparison = artifacts.read_json(config.run_dir / "comparison.json")
-    assert list(comparison["models"]) == ["Foundation", "Fine-tuned", "RAG"]
-    assert len(comparison["questions"]) == 3 and "http" not in page.replace("http-equiv", "")
+    assert list(comparison["models"]) == ["Foundation", "Fine-tuned", "RAG", "RAG + fine-tuned"]
+    assert all(comparison["figures"]["perplexity"].values()) and "Leakage: none" in comparison["notes"][0]
+    assert len(comparison["questions"]) == 3 and not re.search(r"""(src|href)=["']?http|url\(["']?http""", page)
     assert (config.run_dir / "comparison.md").read_text(encoding="utf-8").count("\n| ") >= 9
     merge_and_convert.run(config)
     assert names(config.run_dir) == RUN_FILES
