@@ -39,6 +39,7 @@ OUTPUTS = (
     ("Modelfile", "for `ollama create`"),
     ("chroma", "the vector store"),
     ("rag_answers.json", "what the base model answers with retrieval"),
+    ("rag_finetuned_answers.json", "what the fine-tuned model answers with retrieval"),
     ("comparison.html", "all answers side by side, with metrics"),
 )
 
