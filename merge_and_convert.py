@@ -74,6 +74,8 @@ def merge(config: Config, adapter: Path, titles: Sequence[str], metrics: dict[st
     """Write merged_model/, unless it chooses other tokens than base + adapter; note what it chooses."""
     prompt_format = prompts.load_prompt_format(adapter)
     base = language_model.load_for_merging(config.model)
+    bytes_each = 2 + gguf_conversion.BYTES_PER_WEIGHT[config.gguf.type]
+    artifacts.require_space(config.run_dir, base.model.num_parameters() * bytes_each, "The merged model and its GGUF")
     metrics.update(backend=base.backend, device=base.device, compared_in=str(base.model.dtype))
     tuned = language_model.load_adapter(base, adapter)
     passages = [answered_passage(tuned, prompt_format, prompt_format.prompt(title), config) for title in titles]

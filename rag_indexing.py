@@ -21,12 +21,18 @@ from pipeline.command_line import run_stage
 if TYPE_CHECKING:
     from langchain_huggingface import HuggingFaceEmbeddings
 
+INDEX_SIZE = 16  # times that of trn_processed.json, roughly: vectors, their graph, texts, words
+
 
 def run(config: Config) -> Path:
     """Index the records and return the path of chroma/."""
     data = records.open_processed(config.run_dir)
     count = artifacts.read_manifest(config.run_dir, "process_data")["metrics"]["records_written"]
     folder, rag = config.run_dir / "chroma", config.rag
+    if rag.chroma_host is None:
+        there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        needed = INDEX_SIZE * data.path.stat().st_size - there
+        artifacts.require_space(config.run_dir, needed, "The index")
     with artifacts.stage_manifest(config.run_dir, "rag_indexing", {"rag": rag}, [data.path]) as metrics:
         load = Loader(config, metrics)
         last = size_of_last_run(config)

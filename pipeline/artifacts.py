@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import glob
 import json
 import os
@@ -44,6 +45,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"There is no space left in {path.parent}: {_free_space(path.parent)}.") from error
+        raise
     finally:
         _remove(temporary)
 
@@ -56,6 +61,36 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def require_space(folder: Path, needed: float, what: str) -> None:
+    """Raise a UserError unless `needed` bytes are free where `folder` lies.
+
+    Args:
+        what: to be written there, for the message.
+    """
+    if shutil.disk_usage(folder).free < needed:
+        raise UserError(f"{what} in {folder} needs {needed / 2**30:.1f} GiB: {_free_space(folder)}.")
+
+
+def _free_space(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB are free there; make room or give another --output-dir"
+
+
+@contextlib.contextmanager
+def only_one(run_dir: Path, stage: str) -> Iterator[None]:
+    """Let no other process run a stage on the same outputs; the lock ends with the process, however that ends."""
+    import filelock
+
+    path = manifest_path(run_dir, stage).with_name(f".{stage}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(path, timeout=0):
+            yield
+    except filelock.Timeout as error:
+        raise UserError(
+            f"Another {stage}.py is at work on {run_dir}. Wait for it to end, or give another --output-dir."
+        ) from error
 
 
 def _remove(path: Path) -> None:
@@ -158,24 +193,25 @@ def stage_manifest(
 ) -> Iterator[dict[str, Any]]:
     """Yield a dictionary for the metrics of a stage; when the block ends without an error, write the manifest.
 
-    A run that fails leaves the manifest of the one before, whose outputs are still there. `settings` maps names of sections to their dataclasses; a secret is never in one.
+    No other run of the stage on the same outputs can go on meanwhile. A run that fails leaves the manifest of the one before, whose outputs are still there. `settings` maps names of sections to their dataclasses; a secret is never in one.
     """
-    started = time.time()
-    inputs_hashes = {str(path): file_hash(path) for path in inputs}
-    metrics: dict[str, Any] = {}
-    yield metrics
-    plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in settings.items()}
-    write_json(
-        manifest_path(run_dir, stage),
-        {
-            "stage": stage,
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
-            "seconds": round(time.time() - started, 3),
-            "settings": plain,
-            "inputs": inputs_hashes,
-            "metrics": metrics,
-            "platform": platform.platform(),
-            "versions": installed_versions(),
-        },
-    )
+    with only_one(run_dir, stage):
+        started = time.time()
+        inputs_hashes = {str(path): file_hash(path) for path in inputs}
+        metrics: dict[str, Any] = {}
+        yield metrics
+        plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in settings.items()}
+        write_json(
+            manifest_path(run_dir, stage),
+            {
+                "stage": stage,
+                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+                "seconds": round(time.time() - started, 3),
+                "settings": plain,
+                "inputs": inputs_hashes,
+                "metrics": metrics,
+                "platform": platform.platform(),
+                "versions": installed_versions(),
+            },
+        )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SCRIPT = "convert_hf_to_gguf.py"
 SHOWN_OUTPUT_LINES = 12
+BYTES_PER_WEIGHT = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
 
 
 def converter_script(folder: Path | None) -> Path:
