@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import pickle
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,7 +211,10 @@ def run_trainer(trainer: Any, checkpoint: Path | None) -> dict[str, Any]:
         state = artifacts.read_json(checkpoint / "trainer_state.json")
         first_step, first_epoch, first_tokens = state["global_step"], state["epoch"], state["num_input_tokens_seen"]
     started = time.perf_counter()
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except pickle.UnpicklingError as error:  # torch reads numbers alone from it, and no code
+        raise artifacts.UserError(f"{checkpoint} is damaged. Run without --train.resume to start anew.") from error
     state = trainer.state
     session = [line for line in state.log_history if line["step"] > first_step or checkpoint is None]
     seconds = time.perf_counter() - started - sum(line.get("eval_runtime", 0) for line in session)

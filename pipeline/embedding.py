@@ -42,7 +42,7 @@ def load_embeddings(config: RagConfig) -> HuggingFaceEmbeddings:
     device = best_device() if config.embedding_backend == "torch" else "cpu"
     model_kwargs: dict[str, Any] = {"device": device, "backend": config.embedding_backend}
     if config.embedding_backend == "torch":
-        model_kwargs["model_kwargs"] = {"dtype": resolved_precision(config, device)}
+        model_kwargs["model_kwargs"] = {"dtype": resolved_precision(config, device), "use_safetensors": True}
     try:
         with quiet_loading():
             embeddings = HuggingFaceEmbeddings(

@@ -193,9 +193,17 @@ def peft_lora_config(config: LoraConfig) -> Any:
 
 
 def load_adapter(base: LanguageModel, folder: Path) -> LanguageModel:
-    """Load a trained adapter onto its base model."""
+    """Load a trained adapter onto its base model; a UserError if its weights are not a whole safetensors file."""
     from peft import PeftModel
+    from safetensors import SafetensorError, safe_open
 
+    weights = folder / "adapter_model.safetensors"
+    try:
+        # PEFT would read a pickle instead, if there were one.
+        with safe_open(weights, "pt"):
+            pass
+    except (FileNotFoundError, SafetensorError) as error:
+        raise UserError(f"{weights} is missing or damaged ({error}). Run fine_tuning.py again.") from error
     with quiet_loading():
         model = PeftModel.from_pretrained(base.model, str(folder))
     return _ready(model, base.tokenizer, base.backend, f"{base.name} + {folder.name}")

@@ -66,7 +66,7 @@ def load_reranker(name: str) -> CrossEncoder:
     from sentence_transformers import CrossEncoder
 
     try:
-        return CrossEncoder(bundled_models.resolve(name), num_labels=1)
+        return CrossEncoder(bundled_models.resolve(name), num_labels=1, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as error:
         raise embedding.cannot_load("reranker", name, error, "--rag.reranker") from error
 

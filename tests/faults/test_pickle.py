@@ -1,0 +1,91 @@
+"""Weights that could run code when they are read are refused, and no code is run."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import fine_tuning
+import process_data
+from config import ModelConfig, RagConfig
+from pipeline import embedding, language_model, retrieval
+from pipeline.artifacts import UserError
+
+
+class Code:
+    """Creates a file when it is read from a pickle."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.fixture
+def proof(tmp_path):
+    """The file that planted code would create."""
+    path = tmp_path / "code_was_run"
+    pickle.loads(pickle.dumps(Code(path)))
+    assert path.exists()  # it would
+    path.unlink()
+    yield path
+    assert not path.exists()
+
+
+@pytest.fixture
+def trained(make_config):
+    config = make_config("llama")
+    process_data.run(config)
+    fine_tuning.run(config)
+    return config
+
+
+def test_adapter(trained, proof):
+    folder = trained.run_dir / "lora_model"
+    weights = folder / "adapter_model.safetensors"
+    base = language_model.load_base(trained.model, "16bit")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors is missing or damaged .*fine_tuning\.py again"):
+        language_model.load_adapter(base, folder)
+    weights.unlink()
+    torch.save({"weights": Code(proof)}, folder / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors is missing or damaged"):
+        language_model.load_adapter(base, folder)
+
+
+def test_checkpoint(trained, proof):
+    checkpoint = trained.run_dir / "checkpoints" / "checkpoint-2"
+    shutil.rmtree(trained.run_dir / "checkpoints" / "checkpoint-4")
+    torch.save({"state": Code(proof), "param_groups": []}, checkpoint / "optimizer.pt")
+    with pytest.raises(UserError, match=r"checkpoint-2 is damaged\. Run without --train\.resume"):
+        fine_tuning.run(replace(trained, train=replace(trained.train, resume=True)))
+
+
+def test_base_model(tiny_model, tmp_path, proof):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model("llama"), folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"weights": Code(proof)}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="safetensors"):
+        language_model.load_base(ModelConfig(name=str(folder)), "16bit")
+
+
+def test_embedding_model_and_reranker(tmp_path, proof):
+    from pipeline import bundled_models
+
+    folder = tmp_path / "embedder"
+    shutil.copytree(bundled_models.resolve("bundled/all-MiniLM-L6-v2"), folder)
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()
+    torch.save({"weights": Code(proof)}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"safetensors.*--rag\.embedding-model"):
+        embedding.load_embeddings(RagConfig(embedding_model=str(folder)))
+    with pytest.raises(UserError, match=r"safetensors.*--rag\.reranker"):
+        retrieval.load_reranker(str(folder))
