@@ -7,6 +7,7 @@ Standard library only. A stage's command line is made from these classes: `--tra
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,10 @@ PROJECT_DIR = Path(__file__).resolve().parent
 
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PHI3_FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+
+# What a condition can name and Chroma can hold; `text` is what the store calls the text of a piece.
+_METADATA_NAME = re.compile(r"(?!text$|chroma:)\w(?:[^=!<>]*[^=!<>\s])?")
+_CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(!=|<=|>=|=|<|>)\s*([^=<>\s].*?)\s*", re.DOTALL)
 
 
 def _require(condition: bool, setting: str, rule: str, value: object) -> None:
@@ -60,6 +65,8 @@ class DataConfig:
     """Share of the titles held out to measure the loss during training."""
     test_fraction: float = 0.05
     """Share of the titles held out for the questions that all models answer."""
+    metadata: tuple[str, ...] = ()
+    """Fields of the raw records that are kept beside title and content, to search under conditions (rag.where)."""
     processes: int | None = None
     """Processes that clean; None takes one a core, up to 8, where the input is large enough to gain from it."""
 
@@ -80,6 +87,13 @@ class DataConfig:
             "different from data.read_content_from",
             self.read_title_from,
         )
+        own = {self.read_title_from, self.read_content_from, self.write_title_as, self.write_content_as}
+        for name in self.metadata:
+            _require(name not in own, "data.metadata", "other names than those of title and content", name)
+            usable = _METADATA_NAME.fullmatch(name) is not None
+            _require(usable, "data.metadata", "names that begin with a letter, without = ! < >, and not 'text'", name)
+        distinct = len(set(self.metadata)) == len(self.metadata)
+        _require(distinct, "data.metadata", "different names", self.metadata)
 
 
 @dataclass(frozen=True)
@@ -290,6 +304,35 @@ class GgufConfig:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """A condition on a field of the metadata, as in `price<20`."""
+
+    field: str
+    """Name of the field."""
+    operator: Literal["=", "!=", "<", "<=", ">", ">="]
+    """How a value of the field is compared."""
+    value: str
+    """What it is compared with; a number after <, <=, > and >=."""
+
+    def __post_init__(self) -> None:
+        if self.operator in ("=", "!="):
+            return
+        try:
+            number = float(self.value)
+        except ValueError:
+            number = math.nan
+        rule = f"conditions with a number after {self.operator}"
+        _require(math.isfinite(number), "rag.where", rule, f"{self.field}{self.operator}{self.value}")
+
+
+def parse_condition(text: str) -> Condition:
+    """Return the condition that a text such as `price<20` or `brand=Sansha` states, or raise a ValueError."""
+    found = _CONDITION.fullmatch(text)
+    _require(found is not None, "rag.where", "conditions such as brand=Sansha, brand!=Sansha or price<=20", text)
+    return Condition(*found.groups())
+
+
+@dataclass(frozen=True)
 class RagConfig:
     """The vector store and the retrieval (stages 6 to 8)."""
 
@@ -311,6 +354,8 @@ class RagConfig:
     """Name of the collection; None takes the name of the preset."""
     k: int = 3
     """Pieces retrieved for a query."""
+    where: tuple[str, ...] = ()
+    """Conditions on the metadata (data.metadata), such as brand=Sansha or price<20, with = != < <= > >=; all must hold."""
     reranker: str | None = None
     """Folder or Hugging Face id of a cross-encoder that puts the best pieces in another order; None leaves them."""
     min_score: float = 0.1
@@ -329,6 +374,12 @@ class RagConfig:
         if self.chunk_tokens is not None:
             enough = self.chunk_tokens > self.chunk_overlap_tokens
             _require(enough, "rag.chunk_tokens", "greater than rag.chunk_overlap_tokens", self.chunk_tokens)
+        _ = self.conditions  # a malformed one is an error at once
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What `where` states."""
+        return tuple(map(parse_condition, self.where))
 
 
 @dataclass(frozen=True)

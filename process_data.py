@@ -49,7 +49,7 @@ def run(config: Config) -> Path:
                 return census.add(block)
 
             temporary.touch()
-            blocks = readers.blocks(source, data.read_title_from, data.read_content_from)
+            blocks = readers.blocks(source, data.read_title_from, data.read_content_from, data.metadata)
             clean_blocks(blocks, data, temporary, data.processes or default_processes(size), note)
             check_any_record(source, data, census)
         metrics.update(census.as_metrics())
@@ -66,8 +66,9 @@ def default_processes(size: int) -> int:
 
 
 def check_any_record(source: Path, data: DataConfig, census: Census) -> None:
-    """Raise a UserError that says what is wrong with the input if nothing of it could be used."""
+    """Raise a UserError that says what is wrong with the input if nothing of it, or of a field, could be used."""
     if census.written:
+        check_every_field(source, data, census)
         return
     if census.records == 0:
         raise artifacts.UserError(f"{source} holds no record.")
@@ -85,6 +86,17 @@ def check_any_record(source: Path, data: DataConfig, census: Census) -> None:
     raise artifacts.UserError(f"{source}: all {census.records} records were rejected ({counts}).")
 
 
+def check_every_field(source: Path, data: DataConfig, census: Census) -> None:
+    """Raise a UserError if no record has a value in one of the fields of the metadata."""
+    for name in data.metadata:
+        if not census.fields[name]:
+            found = ", ".join(readers.field_names(source)[:12])
+            raise artifacts.UserError(
+                f"{source}: no record has a text, a number, a boolean or a list of them in a field {name!r} "
+                f"(--data.metadata); the fields are {found}."
+            )
+
+
 def print_census(census: Census, data: DataConfig) -> None:
     """Print how many records were kept, why others were not, and how much of the data repeats."""
     width = max(len(f"{census.records:,}"), 7)
@@ -99,6 +111,8 @@ def print_census(census: Census, data: DataConfig) -> None:
     line("records written", census.written)
     for split in SPLITS:
         line(f"  of them {split}", census.splits[split])
+    for name in data.metadata:
+        line(f"  with {name}", census.fields[name])
     titles, contents, pairs = census.titles, census.contents, census.pairs
     line("distinct titles", titles.distinct, not titles.exact)
     line("distinct contents", contents.distinct, not contents.exact)
@@ -124,6 +138,7 @@ class Census:
         """Make a census of an input of so many bytes."""
         self.written = 0
         self.rejected: Counter[str] = Counter()
+        self.fields: Counter[str] = Counter()
         self._splits: Counter[int] = Counter()
         self.first_problem = ""
         self.titles, self.contents, self.pairs = DistinctCount(), DistinctCount(), DistinctCount()
@@ -147,6 +162,8 @@ class Census:
         self.written += len(block.records) - len(repeated)
         self._splits.update(block.splits)
         self._splits.subtract(block.splits[position] for position in repeated)
+        for name, held in block.fields.items():
+            self.fields[name] += sum(held) - sum(held[position] for position in repeated)
         return repeated
 
     def reject_unreadable(self, unreadable: Unreadable, file: IO[bytes]) -> None:
@@ -176,6 +193,7 @@ class Census:
             "records_written": self.written,
             "rejected": {reason: self.rejected[reason] for reason in REASONS},
             "splits": self.splits,
+            "metadata": dict(self.fields),
             "distinct_titles": self.titles.distinct,
             "distinct_contents": self.contents.distinct,
             "distinct_pairs": self.pairs.distinct,

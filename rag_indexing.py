@@ -41,7 +41,7 @@ def run(config: Config) -> Path:
         artifacts.manifest_path(config.run_dir, "rag_indexing").unlink(missing_ok=True)
         store = vector_store.open_store(folder, rag, create=True)
         with tqdm(total=count, desc="Indexing", unit="record", dynamic_ncols=True) as bar:
-            report = indexing.index(store, data, size, rag, load, bar.update)
+            report = indexing.index(store, data.with_metadata(), size, rag, load, bar.update)
         words = lexical.LexicalIndex.make(config.run_dir / lexical.FILE_NAME)
         if last is None or report.added or report.removed or len(words) != report.unchanged:
             print("Indexing the words …", flush=True)

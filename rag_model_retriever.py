@@ -3,7 +3,7 @@
 Reads chroma/, lexical.sqlite and the language models: the base model and, once stage 3 has trained one, the adapter
 (--rag.answer-with chooses). Asks the same titles as stages 2 and 4. Writes rag_answers.json and rag_finetuned_answers.json.
 --title asks a title of your own. Where no record has --rag.min-score, no model is asked: the answer is that this is not in
-the data.
+the data. --rag.where retrieves only records that meet conditions on their metadata (--data.metadata of stage 1).
 
     python rag_model_retriever.py --title "Wooden train set"
 """
@@ -11,12 +11,12 @@ the data.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from config import Config
+from config import Config, RagConfig
 from pipeline import (
     artifacts,
     citations,
@@ -29,6 +29,7 @@ from pipeline import (
     retrieval,
 )
 from pipeline.command_line import run_stage
+from pipeline.lexical import LexicalIndex
 from pipeline.trained_models import adapter_folder, trained_precision
 
 Role = Literal["foundation", "finetuned"]
@@ -58,17 +59,20 @@ def run(config: Config, options: RetrieverOptions) -> Path | None:
     artifacts.require_current(config.run_dir, "rag_indexing", data.path)
     retriever = retrieval.open_retriever(config.run_dir, config.rag)
     if options.title is not None:
+        asked = [questions.Question(data.clean(options.title), "", "")]
+        found = retrieve(config.rag, retriever, asked)
         for model in load_models(config, data):
             print(f"\n{model.loaded.name}:")
-            answer_titles(config, retriever, model, [questions.Question(data.clean(options.title), "", "")])
+            answer_titles(config, retriever.lexical, model, asked, found)
         return None
     settings = {name: getattr(config, name) for name in ("prompt", "model", "answers", "questions", "rag")}
     with artifacts.stage_manifest(config.run_dir, "rag_model_retriever", settings, [data.path]) as metrics:
         asked = questions.choose_questions(data, config.questions)
+        found = retrieve(config.rag, retriever, asked)
         written = []
         for model in load_models(config, data):
             print(f"\nAnswering with {model.loaded.name} and retrieval")
-            entries = answer_titles(config, retriever, model, asked)
+            entries = answer_titles(config, retriever.lexical, model, asked, found)
             name = f"{model.loaded.name} + retrieval"
             metrics[model.role] = {"model": name, "backend": model.loaded.backend, "device": model.loaded.device}
             written.append(questions.save_answers(config.run_dir / ANSWERS[model.role], name, config.answers, entries))
@@ -99,14 +103,27 @@ def load_models(config: Config, data: records.ProcessedData) -> Iterator[Answeri
         yield AnsweringModel("finetuned", tuned, prompts.load_prompt_format(adapter))
 
 
+def retrieve(
+    rag: RagConfig, retriever: retrieval.Retriever, asked: Sequence[questions.Question]
+) -> list[list[retrieval.Hit]]:
+    """Return what fits each title best, or say that no record meets the conditions."""
+    found = [retriever.search(question.title, rag.k, rag.conditions) for question in asked]
+    if rag.where and not any(found):
+        raise artifacts.UserError(retrieval.none_meets(rag.where))
+    return found
+
+
 def answer_titles(
-    config: Config, retriever: retrieval.Retriever, model: AnsweringModel, asked: list[questions.Question]
+    config: Config,
+    lexical: LexicalIndex,
+    model: AnsweringModel,
+    asked: list[questions.Question],
+    found: list[list[retrieval.Hit]],
 ) -> list[dict[str, Any]]:
-    """Retrieve, answer and print; return the entries of the answers file."""
+    """Answer with what was found for each title, and print; return the entries of the answers file."""
     texts: dict[int, str] = {}
     sources: dict[int, list[retrieval.Hit]] = {}
-    for position, question in enumerate(asked):
-        hits = retriever.search(question.title, config.rag.k)
+    for position, (question, hits) in enumerate(zip(asked, found, strict=True)):
         if retrieval.answerable(hits, config.rag):
             texts[position], sources[position] = prompt_with_context(
                 model.prompt_format, model.loaded, question.title, hits, config.rag.max_context_tokens
@@ -123,8 +140,8 @@ def answer_titles(
     def explain(position: int, answer: str) -> dict[str, Any]:
         used = sources.get(position, [])
         explained = {
-            "cited": citations.cite(answer, used, retriever.lexical),
-            "support": round(citations.support(answer, used, retriever.lexical), 4) if used else None,
+            "cited": citations.cite(answer, used, lexical),
+            "support": round(citations.support(answer, used, lexical), 4) if used else None,
             "sources": [{**dataclasses.asdict(hit), "score": hit.score} for hit in used],
         }
         if position in texts:

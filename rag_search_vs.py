@@ -1,7 +1,8 @@
 """Stage 7: search the index.
 
 Reads chroma/ and lexical.sqlite. Prints the k records that fit --query best, or each query that is typed: those with
-exactly this title first, then by meaning and words.
+exactly this title first, then by meaning and words. --rag.where searches only the records that meet conditions on their
+metadata (--data.metadata of stage 1).
 
     python rag_search_vs.py --query "ballet tutu for small girls"
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from config import Config
-from pipeline import artifacts, records, retrieval
+from pipeline import artifacts, metadata, records, retrieval
 from pipeline.command_line import prompt_lines, run_stage
 
 
@@ -29,14 +30,19 @@ def run(config: Config, options: SearchOptions) -> None:
     artifacts.require_current(config.run_dir, "rag_indexing", data.path)
     retriever = retrieval.open_retriever(config.run_dir, config.rag)
     for query in [options.query] if options.query is not None else prompt_lines("Query"):
-        print_hits(retriever.search(data.clean(query), config.rag.k), config)
+        print_hits(retriever.search(data.clean(query), config.rag.k, config.rag.conditions), config)
 
 
 def print_hits(hits: list[retrieval.Hit], config: Config) -> None:
     """Print hits, the best first, and whether they are good enough to answer with."""
+    if config.rag.where and not hits:
+        print(retrieval.none_meets(config.rag.where))
+        return
     for number, hit in enumerate(hits, 1):
         print(f"{number}. {config.prompt.title_label}: {hit.title}")
         print(f"   Score: {hit.score:.3f} (meaning {hit.similarity:.2f}, words {hit.match.coverage:.0%})")
+        if hit.metadata:
+            print("   " + " | ".join(f"{name}: {metadata.shown(value)}" for name, value in hit.metadata.items()))
         print(f"   {config.prompt.content_label}: {hit.text}\n")
     if not retrieval.answerable(hits, config.rag):
         print(f"Nothing has the score {config.rag.min_score} (--rag.min-score): this is probably not in the data.")

@@ -136,7 +136,7 @@ def searches(retriever: retrieval.Retriever) -> dict[str, Search]:
 
     def by_words(query: str) -> list[tuple[str, str]]:
         ids = lexical.search(set(words_of(query)), retrieval.CANDIDATES)
-        titles = {piece_id: title for piece_id, title, _ in store.pieces(ids)} if ids else {}
+        titles = {piece_id: title for piece_id, title, *_ in store.pieces(ids)} if ids else {}
         return [(piece_id, titles[piece_id]) for piece_id in ids]
 
     def reciprocal_ranks(query: str) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ import signal
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 from config import DataConfig
 from pipeline.artifacts import UserError
 from pipeline.cleaning import CLEANERS, rejection
+from pipeline.metadata import Metadata, kept
 from pipeline.readers import Block
 from pipeline.records import RECORD_SEPARATOR, split_numbers
 from pipeline.rows import Unreadable
@@ -41,7 +42,7 @@ class BlockSummary:
     start: int
     """Where in the input it begins, if it is made of lines."""
     records: array[int]
-    """Hash of each clean record."""
+    """Hash of the title and content of each clean record."""
     titles: array[int]
     """Hash of each title."""
     contents: array[int]
@@ -50,6 +51,8 @@ class BlockSummary:
     """Bytes of each record as JSON."""
     splits: bytes
     """Position in SPLITS of the split of each record."""
+    fields: dict[str, bytes]
+    """For each field of the metadata, 1 for each record that has it, 0 for each that has not."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Records rejected, by reason."""
     unreadable: list[Unreadable] = field(default_factory=list)
@@ -61,9 +64,10 @@ def clean_block(block: Block, data: DataConfig) -> tuple[BlockSummary, list[byte
     import xxhash
 
     clean, least = CLEANERS[data.cleaning], data.min_content_chars
-    records, unreadable = block.read(data.read_title_from, data.read_content_from)
+    names = data.metadata
+    records, unreadable = block.read(data.read_title_from, data.read_content_from, names)
     rejected: Counter[str] = Counter()
-    titles, contents = [], []
+    titles, contents, metadata = [], [], []
     for record in records:
         title, content = record.title, record.content
         if type(title) is not str or type(content) is not str:
@@ -77,17 +81,21 @@ def clean_block(block: Block, data: DataConfig) -> tuple[BlockSummary, list[byte
             continue
         titles.append(title)
         contents.append(content)
+        if names:
+            metadata.append(_kept_fields(names, record.metadata))
     make_record, encode_lines = _record_encoder(data.write_title_as, data.write_content_as)
-    texts = encode_lines(list(map(make_record, titles, contents))).split(b"\n")[:-1]
+    pairs = encode_lines(list(map(make_record, titles, contents))).split(b"\n")[:-1]
+    texts = _with_metadata(pairs, metadata) if names else pairs
     hash_of = xxhash.xxh3_64_intdigest
     summary = BlockSummary(
         block.stored_bytes,
         block.start,
-        array("Q", map(hash_of, texts)),
+        array("Q", map(hash_of, pairs)),
         array("Q", map(hash_of, map(str.encode, titles))),
         array("Q", map(hash_of, map(str.encode, contents))),
         array("L", map(len, texts)),
         split_numbers(titles, data.validation_fraction, data.test_fraction),
+        {name: bytes(name in fields for fields in metadata) for name in names},
         rejected,
         unreadable,
     )
@@ -257,3 +265,18 @@ def _record_encoder(title_key: str, content_key: str) -> tuple[type, Callable[[l
     names = {"title": title_key, "content": content_key}
     record_type = msgspec.defstruct("Record", [("title", str), ("content", str)], rename=names, gc=False)
     return record_type, msgspec.json.Encoder().encode_lines
+
+
+def _kept_fields(names: tuple[str, ...], values: Sequence[object]) -> Metadata:
+    found = zip(names, map(kept, values), strict=True)
+    return {name: value for name, value in found if value is not None}
+
+
+def _with_metadata(pairs: list[bytes], metadata: list[Metadata]) -> list[bytes]:
+    """Return records of title and content as JSON with the keys of their metadata added."""
+    import msgspec
+
+    added = map(msgspec.json.Encoder().encode, metadata)
+    return [
+        pair[:-1] + b"," + fields[1:] if fields != b"{}" else pair for pair, fields in zip(pairs, added, strict=True)
+    ]

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING
+from itertools import islice, starmap
+from typing import TYPE_CHECKING, NamedTuple
 
 from config import RagConfig
 from pipeline.artifacts import UserError
 from pipeline.embedding import document_prompt, sentence_transformer, tokenize
+from pipeline.metadata import Metadata
 
 if TYPE_CHECKING:
     from langchain_huggingface import HuggingFaceEmbeddings
 
 TOKENIZED_AT_A_TIME = 1024
+
+Record = tuple[str, str] | tuple[str, str, Metadata]
+"""(title, content) or (title, content, metadata)."""
+
+
+class Document(NamedTuple):
+    """A record to be indexed."""
+
+    title: str
+    content: str
+    metadata: Metadata | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,8 @@ class Chunk:
     """What the embedding model reads: the title, shortened if it is very long, and the piece."""
     tokens: list[int]
     """The same as tokens."""
+    metadata: Metadata | None = None
+    """That of the record."""
 
 
 @dataclass(frozen=True)
@@ -54,35 +68,36 @@ def chunk_size(config: RagConfig, embeddings: HuggingFaceEmbeddings) -> ChunkSiz
     return ChunkSize(config.chunk_tokens or limit, config.chunk_overlap_tokens)
 
 
-def record_id(title: str, content: str, size: ChunkSize) -> str:
+def record_id(title: str, content: str, size: ChunkSize, metadata: Metadata | None = None) -> str:
     """Return the hash of a record and of how it is cut: 32 hexadecimal digits."""
+    import msgspec
     import xxhash
 
-    return xxhash.xxh3_128_hexdigest(f"{title}\0{content}\0{size.tokens}\0{size.overlap}".encode())
+    hashed = f"{title}\0{content}\0{size.tokens}\0{size.overlap}".encode()
+    if metadata:
+        hashed += b"\0" + msgspec.json.encode(metadata, order="deterministic")
+    return xxhash.xxh3_128_hexdigest(hashed)
 
 
-def chunks(
-    records: Iterable[tuple[str, str]], size: ChunkSize, embeddings: HuggingFaceEmbeddings
-) -> Iterator[list[Chunk]]:
+def chunks(records: Iterable[Record], size: ChunkSize, embeddings: HuggingFaceEmbeddings) -> Iterator[list[Chunk]]:
     """Yield the pieces of each record, in order."""
-
     prompt = document_prompt(embeddings)
 
     def count(text: str) -> int:
         return len(tokenize(embeddings, [text])[0])
 
-    records = iter(records)
-    while some := list(islice(records, TOKENIZED_AT_A_TIME)):
-        whole = [f"{prompt}{title}\n{content}" for title, content in some]
-        for (title, content), text, tokens in zip(some, whole, tokenize(embeddings, whole), strict=True):
-            record = record_id(title, content, size)
+    documents = starmap(Document, records)
+    while some := list(islice(documents, TOKENIZED_AT_A_TIME)):
+        whole = [f"{prompt}{document.title}\n{document.content}" for document in some]
+        for (title, content, metadata), text, tokens in zip(some, whole, tokenize(embeddings, whole), strict=True):
+            record = record_id(title, content, size, metadata)
             if len(tokens) <= size.tokens:
-                yield [Chunk(f"{record}-0-1", title, content, text, tokens)]
+                yield [Chunk(f"{record}-0-1", title, content, text, tokens, metadata)]
             else:
                 heading, pieces = cut(prompt + title, content, size, count)
                 texts = [f"{heading}\n{piece}" for piece in pieces]
                 yield [
-                    Chunk(f"{record}-{number}-{len(pieces)}", title, piece, embedded_text, tokens)
+                    Chunk(f"{record}-{number}-{len(pieces)}", title, piece, embedded_text, tokens, metadata)
                     for number, (piece, embedded_text, tokens) in enumerate(
                         zip(pieces, texts, tokenize(embeddings, texts), strict=True)
                     )

@@ -82,20 +82,24 @@ def normalise_title(title: str) -> str:
 
 
 def join_list(text: str) -> str:
-    """Join the items of a Python list that was written as a string; return other text unchanged.
+    """Join the items of a Python list that was written as a string; return other text unchanged."""
+    items = list_items(text)
+    return text if items is None else " ".join(item.strip() for item in items if item.strip())
+
+
+def list_items(text: str) -> list[str] | None:
+    """Return the items of a Python list of strings that was written as a string, or None for other text.
 
     Real dumps hold lists whose quotes are not escaped (`['it's long', 'x']`), which Python itself cannot read.
     """
     stripped = text.strip()
     if not (stripped.startswith(("['", '["')) and stripped.endswith(("']", '"]'))):
-        return text
+        return None
     try:
         items = ast.literal_eval(stripped)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         items = [item.strip()[1:-1].replace("\\n", "\n") for item in _LIST_SEPARATOR.split(stripped[1:-1])]
-    if not all(isinstance(item, str) for item in items):
-        return text
-    return " ".join(item.strip() for item in items if item.strip())
+    return items if all(isinstance(item, str) for item in items) else None
 
 
 def rejection(title: str, content: str, min_content_chars: int) -> str | None:

@@ -9,11 +9,11 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, starmap
 from typing import TYPE_CHECKING
 
 from config import RagConfig
-from pipeline.chunking import Chunk, ChunkSize, chunks, record_id
+from pipeline.chunking import Chunk, ChunkSize, Document, Record, chunks, record_id
 from pipeline.duplicates import SeenHashes
 from pipeline.embedding import document_encoder
 from pipeline.vector_store import VectorStore
@@ -39,7 +39,7 @@ class IndexReport:
 
 def index(
     store: VectorStore,
-    records: Iterable[tuple[str, str]],
+    records: Iterable[Record],
     size: ChunkSize,
     config: RagConfig,
     load_embeddings: Callable[[], HuggingFaceEmbeddings],
@@ -51,7 +51,7 @@ def index(
 
     Args:
         store: what to fill.
-        records: (title, content) pairs.
+        records: (title, content), or (title, content, metadata).
         size: of the pieces that records are cut into.
         config: how to embed.
         load_embeddings: returns the embedding model; called only if there is something to embed.
@@ -61,7 +61,7 @@ def index(
     wanted = array("Q")
     new = _new_records(records, size, present, wanted, advance)
 
-    def missing(embeddings: HuggingFaceEmbeddings, records: Iterable[tuple[str, str]]) -> Iterator[Chunk]:
+    def missing(embeddings: HuggingFaceEmbeddings, records: Iterable[Record]) -> Iterator[Chunk]:
         for pieces in chunks(records, size, embeddings):
             if pieces[0].id in present.partial:
                 advance(1)
@@ -102,17 +102,17 @@ def record_key(piece_id: str) -> int:
 
 
 def _new_records(
-    records: Iterable[tuple[str, str]],
+    records: Iterable[Record],
     size: ChunkSize,
     present: PresentRecords,
     wanted: array[int],
     advance: Callable[[int], object],
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[Document]:
     """Yield the records that are not complete in the collection, each once, and note the keys of all in `wanted`."""
     seen = SeenHashes(expected=1 << 16)
-    records = iter(records)
-    while some := list(islice(records, COMPARED_AT_A_TIME)):
-        keys = array("Q", [record_key(record_id(title, content, size)) for title, content in some])
+    documents = starmap(Document, records)
+    while some := list(islice(documents, COMPARED_AT_A_TIME)):
+        keys = array("Q", [record_key(record_id(d.title, d.content, size, d.metadata)) for d in some])
         repeated = set(seen.add(keys))
         wanted.extend(key for position, key in enumerate(keys) if position not in repeated)
         done = present.hold(keys)
@@ -201,6 +201,6 @@ class Adder:
                 embeddings=numpy.concatenate(self._vectors),
                 # Chroma makes an index for full text search of documents, which takes more time than all else.
                 documents=[chunk.title for chunk in self._chunks],
-                metadatas=[{"text": chunk.text} for chunk in self._chunks],
+                metadatas=[{**(chunk.metadata or {}), "text": chunk.text} for chunk in self._chunks],
             )
         self._chunks, self._vectors, self._last = [], [], time.monotonic()

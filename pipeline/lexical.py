@@ -6,12 +6,17 @@ import math
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from config import Condition
+from pipeline import metadata_index
 from pipeline.artifacts import UserError, command, require
 from pipeline.cleaning import normalise_title
+from pipeline.metadata import Metadata
+from pipeline.metadata_index import Selection
 
 if TYPE_CHECKING:
     from pipeline.vector_store import VectorStore
@@ -62,7 +67,7 @@ class LexicalIndex:
     def make(cls, path: Path) -> LexicalIndex:
         """Open an index to change it, or make an empty one."""
         database = sqlite3.connect(path)
-        database.executescript(SCHEMA)
+        database.executescript(SCHEMA + metadata_index.SCHEMA)
         return cls(database)
 
     @classmethod
@@ -101,28 +106,48 @@ class LexicalIndex:
         query = "SELECT id FROM temp.missing WHERE rowid >= ? ORDER BY rowid LIMIT ?"
         return [piece_id for (piece_id,) in self._db.execute(query, (first, most))]
 
-    def _add(self, pieces: Iterable[tuple[str, str, str]]) -> None:
+    def _add(self, pieces: Iterable[tuple[str, str, str, Metadata]]) -> None:
+        pieces = list(pieces)
         rows = (
             (piece_id, normalise_title(title), " ".join(words_of(title)), " ".join(words_of(text)))
-            for piece_id, title, text in pieces
+            for piece_id, title, text, _ in pieces
         )
         self._db.executemany("INSERT INTO pieces (id, title_key, title, text) VALUES (?, ?, ?, ?)", rows)
+        metadata_index.add(self._db, ((piece_id, metadata) for piece_id, _, _, metadata in pieces))
 
     def _forget(self) -> None:
         self._vocabulary: list[str] | None = None
         self._occurrences: dict[str, int] = {}
+        self._selected: tuple[tuple[Condition, ...], Selection] | None = None
         self._count = len(self)
 
-    def with_title(self, title: str, most: int) -> list[str]:
-        """Return the ids of pieces with a title, case and punctuation left out."""
-        found = self._db.execute(
-            "SELECT id FROM pieces WHERE title_key = ? ORDER BY id LIMIT ?", (normalise_title(title), most)
-        )
-        return [piece_id for (piece_id,) in found]
+    def fields(self) -> dict[str, list[str]]:
+        """Return the fields of the metadata, each with its texts in order (1,000 at most); a number is no text."""
+        return {name: metadata_index.texts(self._db, name) for name in metadata_index.names(self._db)}
 
-    def meant(self, query: str) -> dict[str, list[str]]:
-        """Return for each word of a query the words that may be meant: itself, or if it does not occur its neighbours."""
-        return {word: [word] if self.occurrences(word) else self._corrections(word) for word in words_of(query)}
+    def select(self, where: Sequence[Condition]) -> Selection:
+        """Return the pieces that meet all conditions, which may be none; those of the last call are kept.
+
+        Raises:
+            UserError: no piece has a field that a condition names.
+        """
+        last = self._selected
+        if last is None or last[0] != tuple(where):
+            last = self._selected = tuple(where), metadata_index.select(self._db, where)
+        return last[1]
+
+    def with_title(self, title: str, most: int, among: Selection | None = None) -> list[str]:
+        """Return the ids of pieces with a title, case and punctuation left out."""
+        query = "SELECT number, id FROM pieces WHERE title_key = ? ORDER BY id"
+        found = self._db.execute(query, (normalise_title(title),))
+        return list(islice((piece_id for number, piece_id in found if among is None or number in among), most))
+
+    def meant(self, query: str, among: Selection | None = None) -> dict[str, list[str]]:
+        """Return for each word of a query the words that may be meant: itself, or if it does not occur its neighbours.
+
+        Neighbours occur among the selected pieces, while a word that occurs in any piece is spelled right.
+        """
+        return {word: [word] if self.occurrences(word) else self._corrections(word, among) for word in words_of(query)}
 
     def occurrences(self, word: str) -> int:
         """Return the number of pieces that hold a word."""
@@ -136,7 +161,7 @@ class LexicalIndex:
         count = self.occurrences(word)
         return math.log(1 + (self._count - count + 0.5) / (count + 0.5))
 
-    def search(self, words: Collection[str], most: int) -> list[str]:
+    def search(self, words: Collection[str], most: int, among: Selection | None = None) -> list[str]:
         """Return the ids of the pieces that rank first by BM25 for any of the words."""
         rows, chosen = 0, []
         for count, word in sorted((self.occurrences(word), word) for word in words):
@@ -146,12 +171,15 @@ class LexicalIndex:
             chosen.append(f'"{word}"')
         if not chosen:
             return []
-        query = "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?"
-        numbers = self._db.execute(query, (" OR ".join(chosen), most)).fetchall()
+        numbers = islice(self._holding(" OR ".join(chosen), among), most)
         by_number = "SELECT id FROM pieces WHERE number = ?"
-        return [self._db.execute(by_number, number).fetchone()[0] for number in numbers]
+        return [self._db.execute(by_number, (number,)).fetchone()[0] for number in numbers]
 
-    def _corrections(self, word: str) -> list[str]:
+    def _holding(self, words: str, among: Selection | None) -> Iterator[int]:
+        found = self._db.execute("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank", (words,))
+        return (number for (number,) in found if among is None or number in among)
+
+    def _corrections(self, word: str, among: Selection | None) -> list[str]:
         from rapidfuzz.distance import DamerauLevenshtein
         from rapidfuzz.process import extract
 
@@ -160,7 +188,8 @@ class LexicalIndex:
         if self._vocabulary is None:
             self._vocabulary = [term for (term,) in self._db.execute("SELECT term FROM vocabulary")]
         near = extract(
-            word, self._vocabulary, scorer=DamerauLevenshtein.normalized_similarity, limit=CORRECTIONS,
-            score_cutoff=SIMILAR_ENOUGH,
+            word, self._vocabulary, scorer=DamerauLevenshtein.normalized_similarity,
+            limit=CORRECTIONS if among is None else None, score_cutoff=SIMILAR_ENOUGH,
         )  # fmt: skip
-        return [term for term, _, _ in near] or [word]
+        held = (term for term, _, _ in near if among is None or any(True for _ in self._holding(f'"{term}"', among)))
+        return list(islice(held, CORRECTIONS)) or [word]

@@ -8,7 +8,7 @@ import gzip
 import io
 import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,8 @@ class Record(NamedTuple):
 
     title: object
     content: object
+    metadata: Sequence[object] = ()
+    """The values of the fields that were asked for, None where there is none."""
 
 
 class Contents(NamedTuple):
@@ -62,7 +64,7 @@ class Block:
     """Its lines, if they cannot be read from the file."""
     parsed: tuple[Record | Unreadable, ...] = ()
 
-    def read(self, title_key: str, content_key: str) -> Contents:
+    def read(self, title_key: str, content_key: str, metadata: tuple[str, ...] = ()) -> Contents:
         """Return what the block holds."""
         if not self.length:
             records = [item for item in self.parsed if isinstance(item, Record)]
@@ -74,7 +76,7 @@ class Block:
                 lines = file.read(self.length)
         if self.start == 0:
             lines = lines.removeprefix(BYTE_ORDER_MARK)
-        return _parse_lines(lines, title_key, content_key)
+        return _parse_lines(lines, title_key, content_key, metadata)
 
 
 def input_size(path: Path) -> int:
@@ -104,15 +106,16 @@ def form(path: Path) -> str:
     return suffix.lower()
 
 
-def blocks(path: Path, title_key: str, content_key: str) -> Iterator[Block]:
+def blocks(path: Path, title_key: str, content_key: str, metadata: tuple[str, ...] = ()) -> Iterator[Block]:
     """Yield the blocks of a file in order; their stored_bytes add up to its size.
 
     Args:
         path: JSON Lines, JSON array, CSV, TSV or Parquet, plain or gzip; the ending says which.
         title_key: name of the field or column that holds the title.
         content_key: name of the field or column that holds the content.
+        metadata: names of other fields to read.
     """
-    size, keys = path.stat().st_size, (title_key, content_key)
+    size, keys = path.stat().st_size, (title_key, content_key, *metadata)
     if form(path) in PARQUET:
         total, rows = parquet_rows(path, list(keys))
         yield from _parsed_blocks(rows, path, keys, lambda number: size * number // total)
@@ -215,21 +218,27 @@ def _whole_lines(file: io.BufferedReader, start: int) -> int:
 
 
 @functools.cache
-def _line_decoder(title_key: str, content_key: str) -> Any:
+def _line_decoder(title_key: str, content_key: str, metadata: tuple[str, ...]) -> Any:
     import msgspec
 
-    fields = [("title", object, None), ("content", object, None)]
-    names = {"title": title_key, "content": content_key}
+    names = {"title": title_key, "content": content_key} | {f"field_{n}": name for n, name in enumerate(metadata)}
+    fields = [(field, object, None) for field in names]
     return msgspec.json.Decoder(msgspec.defstruct("Line", fields, rename=names, gc=False))
 
 
-def _parse_lines(lines: bytes, title_key: str, content_key: str) -> Contents:
+def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple[str, ...]) -> Contents:
     import msgspec
 
-    decoder = _line_decoder(title_key, content_key)
+    def found(parsed: list[Any]) -> list[Any]:
+        # Without metadata, what msgspec has made has the attributes of a Record.
+        return (
+            [Record(*values[:2], values[2:]) for values in map(msgspec.structs.astuple, parsed)] if metadata else parsed
+        )
+
+    decoder = _line_decoder(title_key, content_key, metadata)
     if len(lines) <= MAX_LINE_BYTES:
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return Contents(decoder.decode_lines(lines), [])
+            return Contents(found(decoder.decode_lines(lines)), [])
     records: list[Any] = []
     unreadable: list[Unreadable] = []
     for number, line in enumerate(lines.split(b"\n"), 1):
@@ -246,15 +255,20 @@ def _parse_lines(lines: bytes, title_key: str, content_key: str) -> Contents:
         except ValueError as error:  # msgspec's errors too
             problem = str(error).replace("JSON is malformed", "not JSON")
             unreadable.append(Unreadable(number, problem, shown(line)))
-    return Contents(records, unreadable)
+    return Contents(found(records), unreadable)
 
 
 def _parsed_blocks(
-    rows: Rows, path: Path, keys: tuple[str, str], position_after: Callable[[int], int]
+    rows: Rows, path: Path, keys: tuple[str, ...], position_after: Callable[[int], int]
 ) -> Iterator[Block]:
+    title, content, *metadata = keys
+
+    def record(row: dict[str, Any]) -> Record:
+        return Record(row.get(title), row.get(content), tuple(map(row.get, metadata)))
+
     reported = number = 0
     while chunk := list(itertools.islice(rows, BLOCK_ROWS)):
-        parsed = tuple(row if isinstance(row, Unreadable) else Record(*map(row.get, keys)) for row in chunk)
+        parsed = tuple(row if isinstance(row, Unreadable) else record(row) for row in chunk)
         number += len(chunk)
         position = position_after(number)
         yield Block(path, position - reported, parsed=parsed)

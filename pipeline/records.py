@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pipeline.artifacts import UserError, atomic_write, read_manifest, require
 from pipeline.cleaning import CLEANERS, normalise_title
+from pipeline.metadata import Metadata, Value
 
 RECORD_SEPARATOR = b",\n"
 SPLITS = ("train", "validation", "test")
@@ -29,6 +30,8 @@ class ProcessedData:
     validation_fraction: float
     test_fraction: float
     cleaning: Literal["default", "light", "legacy"]
+    metadata: tuple[str, ...] = ()
+    """Keys of the other fields that records may have."""
 
     def clean(self, text: str) -> str:
         """Clean a title that a user asks about as the titles of the data were cleaned."""
@@ -36,10 +39,24 @@ class ProcessedData:
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield (title, content) of every record, in constant memory."""
+        return ((record.title, record.content) for record in self._read(()))
+
+    def with_metadata(self) -> Iterator[tuple[str, str, Metadata]]:
+        """Yield (title, content, metadata) of every record, in constant memory."""
         import msgspec
 
+        for record in self._read(self.metadata):
+            title, content, *values = msgspec.structs.astuple(record)
+            found = zip(self.metadata, values, strict=True)
+            yield title, content, {name: value for name, value in found if value is not None}
+
+    def _read(self, metadata: tuple[str, ...]) -> Iterator[Any]:
+        import msgspec
+
+        fields = [(f"field_{n}", Value | None, None) for n in range(len(metadata))]
         keys = {"title": self.title_key, "content": self.content_key}
-        record_type = msgspec.defstruct("Record", [("title", str), ("content", str)], rename=keys, gc=False)
+        keys |= {field: name for (field, _, _), name in zip(fields, metadata, strict=True)}
+        record_type = msgspec.defstruct("Record", [("title", str), ("content", str), *fields], rename=keys, gc=False)
         decoder = msgspec.json.Decoder(record_type)
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -47,8 +64,7 @@ class ProcessedData:
                 if line in (b"[", b"]", b"[]"):
                     continue
                 try:
-                    record = decoder.decode(line)
-                    yield record.title, record.content
+                    yield decoder.decode(line)
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     message = (
                         f"{self.path}, line {number}, is not a record of process_data.py. Run process_data.py again."
@@ -78,6 +94,7 @@ def open_processed(run_dir: Path) -> ProcessedData:
         validation_fraction=data["validation_fraction"],
         test_fraction=data["test_fraction"],
         cleaning=data["cleaning"],
+        metadata=tuple(data.get("metadata", ())),  # manifests of old have none
     )
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import RagConfig
+from config import Condition, RagConfig
 from pipeline import bundled_models, embedding, vector_store
 from pipeline.cleaning import normalise_title
 from pipeline.lexical import LexicalIndex, words_of
+from pipeline.metadata import Metadata
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -42,6 +43,8 @@ class Hit:
     """Of its meaning: the cosine of the angle between its embedding and that of the query."""
     match: Match
     """Of its words."""
+    metadata: Metadata = field(default_factory=dict)
+    """Fields of its record beside title and content."""
 
     @property
     def score(self) -> float:
@@ -98,6 +101,11 @@ def answerable(hits: Sequence[Hit], config: RagConfig) -> bool:
     return any(hit.score >= config.min_score for hit in hits)
 
 
+def none_meets(where: Sequence[str]) -> str:
+    """Return the sentence that says that no record meets some conditions."""
+    return f"No record meets {' and '.join(where)} (--rag.where)."
+
+
 def reranked(reranker: CrossEncoder, query: str, hits: Sequence[Hit]) -> list[Hit]:
     """Return hits in the order that a cross-encoder gives them."""
     scores = reranker.predict([(query, f"{hit.title}\n{hit.text}") for hit in hits], show_progress_bar=False)
@@ -115,22 +123,37 @@ class Retriever:
     reranker: CrossEncoder | None = None
     """Reads the best pieces together with the query and puts them in another order."""
 
-    def search(self, query: str, k: int) -> list[Hit]:
+    def fields(self) -> dict[str, list[str]]:
+        """Return the fields that conditions can be on, each with its texts in order (1,000 at most).
+
+        A field of numbers has none.
+        """
+        return self.lexical.fields()
+
+    def search(self, query: str, k: int, where: Sequence[Condition] = ()) -> list[Hit]:
         """Return the k pieces that fit a query best, the best first; those with exactly its title before all others.
 
         Args:
             query: cleaned as the records were.
-            k: how many are wanted.
+            k: how many are wanted; fewer are returned where fewer meet the conditions.
+            where: conditions on the metadata of a record, all of which it must meet.
+
+        Raises:
+            UserError: no record has a field that a condition names.
         """
-        meant = self.lexical.meant(query)
+        among = self.lexical.select(where) if where else None
+        meant = self.lexical.meant(query, among)
         vector = self.store.embed(query)
-        found = {piece.id: piece for piece in self.store.nearest(vector, max(CANDIDATES, k))}
-        same_title = self.lexical.with_title(query, CANDIDATES)
-        by_words = self.lexical.search({word for words in meant.values() for word in words}, CANDIDATES)
+        nearest = self.store.nearest(vector, max(CANDIDATES, k), None if among is None else list(among.values()))
+        found = {piece.id: piece for piece in nearest}
+        same_title = self.lexical.with_title(query, CANDIDATES, among)
+        by_words = self.lexical.search({word for words in meant.values() for word in words}, CANDIDATES, among)
         others = [piece_id for piece_id in dict.fromkeys([*same_title, *by_words]) if piece_id not in found]
         found |= {piece.id: piece for piece in self.store.compared(vector, others)}
         match = word_match(meant, words_of(query), self.lexical)
-        hits = [Hit(p.id, p.title, p.text, p.similarity, match(f"{p.title} {p.text}")) for p in found.values()]
+        hits = [
+            Hit(p.id, p.title, p.text, p.similarity, match(f"{p.title} {p.text}"), p.metadata) for p in found.values()
+        ]
         key = normalise_title(query)
         hits.sort(key=lambda hit: (normalise_title(hit.title) == key, hit.score), reverse=True)
         if self.reranker is not None:

@@ -271,7 +271,7 @@ def server(tmp_path):
         process.wait(30)
 
 
-def test_a_chroma_server_holds_the_same_index(tmp_path, server, embeddings):
+def test_a_chroma_server_holds_the_same_index(tmp_path, server, embeddings, monkeypatch):
     config = RagConfig(chroma_host=server)
     local = vector_store.open_store(tmp_path / "local" / "demo" / "chroma", RagConfig(), create=True)
     folder = tmp_path / "remote" / "demo" / "chroma"
@@ -280,6 +280,11 @@ def test_a_chroma_server_holds_the_same_index(tmp_path, server, embeddings):
     remote = vector_store.open_store(folder, config, embeddings, create=True)
     assert index(local, MANY, embeddings) == index(remote, MANY, embeddings, config)
     assert contents(local) == contents(remote) and not folder.exists()
+    ids, vector = next(local.ids())[:9], remote.embed("Title 12")
+    for most in (0, 9):
+        monkeypatch.setattr(vector_store, "MOST_COMPARED", most)
+        found = [[piece.id for piece in store.nearest(vector, 3, ids)] for store in (local, remote)]
+        assert found[0] == found[1] and len(set(found[0]) & set(ids)) == 3
     assert index(remote, MANY[1:], embeddings, config)[0] == 0 and len(contents(remote)) < len(contents(local))
     assert nearest(remote, "Title 12", 2)[0].title == "Title 12"
     with pytest.raises(UserError, match=r"holds the records of .*remote"):

@@ -104,7 +104,7 @@ def test_the_words_follow_the_vectors(tmp_path, retriever, embeddings):
 def test_common_words_are_left_out_before_rare_ones(retriever, monkeypatch):
     monkeypatch.setattr("pipeline.lexical.MOST_ROWS", 1)
     found = retriever.lexical.search(["girls", "tutu", "sencha"], 10)
-    assert [title for _, title, _ in retriever.store.pieces(found)] == ["Green Tea"]
+    assert [title for _, title, *_ in retriever.store.pieces(found)] == ["Green Tea"]
 
 
 ODD = "Velcro™ strap don't 9-3/4\" ½ m² 12V_DC Größe ÅNGSTRÖM Чёрный Чай 한국어 がぎ nº 1ª ΛΌΓΟΣ ﬁne हिन्दी שָׁלוֹם ＡＢＣ"
