@@ -1,7 +1,8 @@
 """Every setting of every stage, its default, and the four presets.
 
 Standard library only. A stage's command line is made from these classes: `--train.max-steps 60` sets
-`TrainConfig.max_steps`. `STAGES` says in which order the stages run and which sections each of them reads.
+`TrainConfig.max_steps`. `STAGES` says in which order the stages run and which sections each of them reads, `TOOLS` which
+other scripts there are.
 """
 
 from __future__ import annotations
@@ -190,8 +191,9 @@ class TrainConfig:
     """Recompute activations in the backward pass: less memory, more time; auto does it where memory needs it."""
     logging_steps: int = 5
     """Optimizer steps between two lines of training_log.jsonl."""
-    eval_steps: int | None = None
-    """Optimizer steps between two evaluations; None evaluates only before and after."""
+    eval_steps: int | float | None = None
+    """Optimizer steps between two evaluations, or, below 1, their share of the training; None evaluates only before and
+    after."""
     save_steps: int = 50
     """Optimizer steps between two checkpoints."""
     resume: bool = False
@@ -217,6 +219,8 @@ class TrainConfig:
             "save_steps",
         )
         _require_at_least_zero("train", self, "validation_size", "warmup_steps", "weight_decay", "seed")
+        whole = self.eval_steps is None or self.eval_steps < 1 or float(self.eval_steps).is_integer()
+        _require(whole, "train.eval_steps", "below 1 or a whole number", self.eval_steps)
         _require(self.tokens_per_step >= 256, "train.tokens_per_step", "256 or more", self.tokens_per_step)
         _require(self.max_length >= 8, "train.max_length", "8 or more", self.max_length)
 
@@ -397,6 +401,38 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True)
+class SearchConfig:
+    """The search for better settings of the training (search_hyperparameters.py).
+
+    Each trial takes one value of each range; all else is as set for the training. The first takes learning_rate and
+    epochs of `train` and r of `lora` themselves, which must lie in the ranges.
+    """
+
+    trials: int = 20
+    """Trials in all, those that were stopped early (pruned) included; a rerun goes on up to this number."""
+    learning_rate_low: float = 5e-5
+    """Lowest learning rate; between it and the highest, orders of magnitude are equally likely."""
+    learning_rate_high: float = 5e-3
+    """Highest learning rate."""
+    ranks: tuple[int, ...] = (8, 16, 32, 64)
+    """Values of lora.r to choose from; lora.alpha goes with them, so that alpha / r stays."""
+    epochs: tuple[float, ...] = (1.0, 2.0, 3.0)
+    """Values of train.epochs to choose from. train.max_steps, where it is set, goes before epochs in the search as in a
+    training: all trials have that many steps."""
+    hours: float | None = None
+    """Hours after which no new trial begins; None sets no limit."""
+
+    def __post_init__(self) -> None:
+        _require_positive("search", self, "trials", "learning_rate_low", "learning_rate_high", "hours")
+        low, high = self.learning_rate_low, self.learning_rate_high
+        _require(low <= high, "search.learning_rate_low", "at most search.learning_rate_high", low)
+        for name in ("ranks", "epochs"):
+            choices = getattr(self, name)
+            fine = len(choices) == len(set(choices)) > 0 and all(math.isfinite(c) and c > 0 for c in choices)
+            _require(fine, f"search.{name}", "one value or more, all different and greater than 0", choices)
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run. Outputs go to output_dir/preset."""
 
@@ -415,6 +451,7 @@ class Config:
     questions: QuestionsConfig = field(default_factory=QuestionsConfig)
     gguf: GgufConfig = field(default_factory=GgufConfig)
     rag: RagConfig = field(default_factory=RagConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     @property
@@ -434,6 +471,11 @@ STAGES: dict[str, tuple[str, ...]] = {
     "rag_model_retriever": ("prompt", "model", "answers", "questions", "rag"),
     "compare_models": ("rag", "judge"),
 }
+TOOLS: dict[str, tuple[str, ...]] = {
+    "search_hyperparameters": ("prompt", "model", "lora", "train", "search"),
+}
+"""Scripts beside the stages, which no stage needs, and the sections that each of them reads."""
+SECTIONS = STAGES | TOOLS
 
 AMAZON_EXAMPLES = ("Girls Ballet Tutu Neon Blue", "Mog's Kittens", "The Prophet", "The Book of Revelation")
 

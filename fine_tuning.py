@@ -177,7 +177,8 @@ def train(
     """
     from pipeline.attention import end_to_end_attention
     from pipeline.trainer import gathered_adapter, make_trainer, sft_arguments
-    from pipeline.training_log import TrainingLog, start_log
+    from pipeline.training_log import start_log
+    from pipeline.training_progress import TrainingLog
 
     folder, log = config.run_dir / "checkpoints", config.run_dir / "training_log.jsonl"
     # Only now: a model that cannot be loaded must not cost the checkpoints of the run before.

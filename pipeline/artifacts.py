@@ -10,7 +10,9 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -127,8 +129,17 @@ def command(stage: str, run_dir: Path) -> str:
 
 
 def shell_line(parts: Iterable[str]) -> str:
-    """Return a command line with double quotes where they are needed, which every shell of every system reads."""
-    return " ".join(f'"{part}"' if re.search(r"[^\w.,:=/\\+-]", part) else part for part in parts)
+    """Return a command line that can be pasted into a shell.
+
+    Double quotes, where they do, are read by every shell of every system; within them, shells read some characters.
+    """
+    return " ".join(map(_quoted, parts))
+
+
+def _quoted(part: str) -> str:
+    if re.search(r'["$`!]', part) or (os.name != "nt" and "\\" in part):
+        return subprocess.list2cmdline([part]) if os.name == "nt" else shlex.quote(part)
+    return part if re.fullmatch(r"[\w.,:=/\\+-]+", part) else f'"{part}"'
 
 
 def require(path: Path, stage: str) -> Path:

@@ -7,11 +7,11 @@ import difflib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from config import PRESETS, STAGES, Config
+from config import PRESETS, SECTIONS, Config
 from pipeline.artifacts import UserError, command, shell_line
 
 Options = TypeVar("Options")
@@ -55,7 +55,7 @@ def parse(stage: str, description: str, options: type[Options], arguments: list[
         ("output_dir", Annotated[Path, path_argument], preset.output_dir),
         ("options", Annotated[options, tyro.conf.arg(name="")], options()),
     ]
-    for section in STAGES[stage]:
+    for section in SECTIONS[stage]:
         default = getattr(preset, section)
         entries.append((section, type(default), default))
     command = dataclasses.make_dataclass(
@@ -68,7 +68,7 @@ def parse(stage: str, description: str, options: type[Options], arguments: list[
         args=arguments,
         config=(tyro.conf.HelptextFromCommentsOff,),
     )
-    sections = {name: getattr(parsed, name) for name in ("output_dir", *STAGES[stage])}
+    sections = {name: getattr(parsed, name) for name in ("output_dir", *SECTIONS[stage])}
     return dataclasses.replace(preset, **sections), parsed.options
 
 
@@ -123,9 +123,36 @@ def next_command(stage: str, config: Config) -> str:
     """Return the command of the next stage, with what it needs to find the outputs and the model of this one."""
     line = command(stage, config.run_dir)
     name = config.model.name
-    if "model" in STAGES[stage] and name != PRESETS[config.preset].model.name:
+    if "model" in SECTIONS[stage] and name != PRESETS[config.preset].model.name:
         line += " " + shell_line(["--model.name", name])
     return line
+
+
+def setting_arguments(stage: str, config: Config, named: Collection[str] = ()) -> list[str]:
+    """Return the settings of a stage as `parse` reads them: those that differ from the preset's, and those in `named`.
+
+    Args:
+        stage: name of the script without .py; settings that it does not offer are left out.
+        config: the settings.
+        named: settings to return in any case, as section.name.
+    """
+    arguments: list[str] = []
+    for section in SECTIONS[stage]:
+        values, defaults = getattr(config, section), getattr(PRESETS[config.preset], section)
+        for field in dataclasses.fields(values):
+            value, name = getattr(values, field.name), f"{section}.{field.name}"
+            if value == getattr(defaults, field.name) and name not in named:
+                continue
+            option = "--" + name.replace("_", "-")
+            if isinstance(value, bool):
+                arguments.append(option if value else f"--{section}.no-{field.name.replace('_', '-')}")
+            elif isinstance(value, tuple):
+                arguments += [option, *map(str, value)]
+            elif str(value).startswith("-"):
+                arguments.append(f"{option}={value}")
+            else:
+                arguments += [option, str(value)]
+    return arguments
 
 
 def prompt_lines(label: str) -> Iterator[str]:
@@ -144,7 +171,7 @@ def prompt_lines(label: str) -> Iterator[str]:
 def print_settings(stage: str, config: Config) -> None:
     """Print the settings that a stage was started with."""
     print(f"{stage}.py, preset {config.preset}, outputs in {config.run_dir}")
-    for section in STAGES[stage]:
+    for section in SECTIONS[stage]:
         values = dataclasses.asdict(getattr(config, section))
         print(f"  {section}: " + ", ".join(f"{name}={_short(value)}" for name, value in values.items()))
     print(flush=True)

@@ -6,11 +6,13 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from config import PRESETS, PROJECT_DIR, STAGES, DataConfig
+from config import PRESETS, PROJECT_DIR, SECTIONS, STAGES, DataConfig
 from pipeline import command_line
+from pipeline.artifacts import shell_line
 
 
 def command(script, *arguments, cwd=PROJECT_DIR, text=""):
@@ -20,7 +22,7 @@ def command(script, *arguments, cwd=PROJECT_DIR, text=""):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", SECTIONS)
 def test_unknown_preset(stage):
     done = command(f"{stage}.py", "--preset", "amazon-lama3")
     assert done.returncode == 2
@@ -38,7 +40,7 @@ def test_impossible_value_is_a_usage_error():
     assert done.returncode == 2 and "0 or more" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "process_data"])
+@pytest.mark.parametrize("stage", [stage for stage in SECTIONS if stage != "process_data"])
 def test_a_stage_without_its_input_names_the_command_to_run_first(stage, tmp_path):
     extra = ["--query", "x"] if stage == "rag_search_vs" else []
     done = command(f"{stage}.py", "--output-dir", tmp_path, *extra)
@@ -62,7 +64,7 @@ def test_unusable_input_is_one_sentence_and_leaves_nothing(tmp_path, name, conte
     assert done.returncode == 1 and sentence in done.stderr
     last = [line for line in re.split(r"[\r\n]+", done.stderr) if line and not line.startswith("Cleaning:")]
     assert len(last) == 1, done.stderr
-    assert not any(p.is_file() for p in (tmp_path / "out").rglob("*"))
+    assert not any(p.is_file() and p.suffix != ".lock" for p in (tmp_path / "out").rglob("*"))
 
 
 def test_the_next_command_repeats_what_the_next_stage_needs(tmp_path):
@@ -119,3 +121,39 @@ def test_run_py_passes_each_setting_to_the_stages_that_use_it():
         "model": [["--model.name=x"]],
         "lora": [["--lora.target-modules", "q", "k"]],
     }
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_settings_become_arguments_that_give_the_same_settings(preset):
+    default = PRESETS[preset]
+    assert command_line.setting_arguments("fine_tuning", default) == []
+    assert command_line.setting_arguments("fine_tuning", default, {"lora.r"}) == ["--lora.r", str(default.lora.r)]
+    config = replace(
+        default,
+        prompt=replace(default.prompt, instruction='-Say "it" for $5, `x`, it\'s \\ ok!\nNow', title_label=""),
+        lora=replace(default.lora, target_modules=("q_proj", "k_proj"), dropout=0.25),
+        train=replace(default.train, max_steps=None, sample_size=7, shard_weights=True, eval_steps=0.2, learning_rate=1.2345e-5),
+        questions=replace(default.questions, examples=(), probe="Who is {title} for?"),
+    )  # fmt: skip
+    arguments = command_line.setting_arguments("fine_tuning", config)
+    parsed, _ = command_line.parse("fine_tuning", "", command_line.NoOptions, ["--preset", preset, *arguments])
+    assert parsed == config
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no POSIX shell")
+def test_a_command_can_be_pasted_into_a_shell():
+    parts = [
+        "plain",
+        "",
+        "two words",
+        'a "quoted" part',
+        "$HOME `x` !y",
+        "it's",
+        "back\\slash",
+        "a\nb",
+        "ünï*?;&|<>(){}[]#~",
+    ]
+    done = subprocess.run(
+        ["sh", "-c", "printf '%s\\0' " + shell_line(parts)], capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.stdout.split("\0")[:-1] == parts

@@ -7,7 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from config import PRESETS, STAGES, Config, DataConfig, GenerationConfig, GgufConfig, LoraConfig, RagConfig, TrainConfig
+from config import (
+    PRESETS,
+    SECTIONS,
+    Config,
+    DataConfig,
+    GenerationConfig,
+    GgufConfig,
+    LoraConfig,
+    RagConfig,
+    SearchConfig,
+    TrainConfig,
+)
 
 # The public config.json of each base model, as far as it decides the shapes.
 ARCHITECTURES = {
@@ -129,6 +140,15 @@ def test_books_preset():
     lambda: GgufConfig(file_name="../outside.gguf"),
     lambda: RagConfig(k=0),
     lambda: RagConfig(chunk_tokens=10, chunk_overlap_tokens=10),
+    lambda: TrainConfig(eval_steps=2.5),
+    lambda: SearchConfig(trials=0),
+    lambda: SearchConfig(hours=0),
+    lambda: SearchConfig(learning_rate_low=math.nan),
+    lambda: SearchConfig(learning_rate_low=1e-3, learning_rate_high=1e-4),
+    lambda: SearchConfig(ranks=()),
+    lambda: SearchConfig(ranks=(8, 8)),
+    lambda: SearchConfig(ranks=(8, 0)),
+    lambda: SearchConfig(epochs=(1.0, math.inf)),
 ])  # fmt: skip
 def test_impossible_settings_are_refused(make):
     with pytest.raises(ValueError, match="must be"):
@@ -154,7 +174,7 @@ def test_every_setting_says_what_it_is():
 
 def test_stages_name_sections_of_the_config():
     sections = set(Config.__dataclass_fields__)
-    assert all(section in sections for used in STAGES.values() for section in used)
+    assert all(section in sections for used in SECTIONS.values() for section in used)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
