@@ -339,6 +339,7 @@ def test_the_nearest_of_some_are_the_same_however_they_are_searched(
 
 
 def test_changed_metadata_replaces_a_record_and_nothing_else(retriever, embeddings):
+    assert retriever.search("tutu", 9, conditions("price=99")) == []
     changed = [(*RECORDS[0][:2], RECORDS[0][2] | {"price": 99}), *RECORDS[1:]]
     assert fill(retriever.store, retriever.lexical, embeddings, changed) == (1, 1, 4)
     assert [hit.title for hit in retriever.search("tutu", 9, conditions("price=99"))] == ["Girls Ballet Tutu"]
