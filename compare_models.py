@@ -87,7 +87,7 @@ def make_notes(config: Config, comparison: Comparison) -> list[str]:
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("compare_models", __doc__, run, None)
+    run_stage("compare_models", __doc__, run, "app")
 
 
 if __name__ == "__main__":

@@ -473,6 +473,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 TOOLS: dict[str, tuple[str, ...]] = {
     "search_hyperparameters": ("prompt", "model", "lora", "train", "search"),
+    "app": ("prompt", "model", "answers", "rag"),
 }
 """Scripts beside the stages, which no stage needs, and the sections that each of them reads."""
 SECTIONS = STAGES | TOOLS

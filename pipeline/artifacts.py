@@ -32,6 +32,22 @@ class UserError(Exception):
     """A problem that the user can mend. Its text is one sentence or two, and names the remedy."""
 
 
+class StageNeeded(UserError):
+    """What a stage makes is missing or out of date."""
+
+    def __init__(self, problem: str, stage: str, run_dir: Path, again: bool = False) -> None:
+        """Say what the problem is, and which command mends it.
+
+        Args:
+            problem: one sentence.
+            stage: name of the script without .py.
+            run_dir: OUTPUT_DIR/PRESET.
+            again: the stage has been run, but must be run again.
+        """
+        self.stage, self.again = stage, again
+        super().__init__(f"{problem} Run `{command(stage, run_dir)}` {'again' if again else 'first'}.")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder; on success it is renamed, otherwise removed."""
@@ -145,8 +161,7 @@ def _quoted(part: str) -> str:
 def require(path: Path, stage: str) -> Path:
     """Return `path`, a file or folder in the folder of a run, or name the stage and the command that make it."""
     if not path.exists():
-        message = f"{path} does not exist yet: {stage}.py makes it. Run `{command(stage, path.parent)}` first."
-        raise UserError(message)
+        raise StageNeeded(f"{path} does not exist yet: {stage}.py makes it.", stage, path.parent)
     return path
 
 
@@ -176,7 +191,7 @@ def read_manifest(run_dir: Path, stage: str) -> dict[str, Any]:
     """Return the manifest of a stage that has been run; if it is missing, the stage did not finish."""
     path = manifest_path(run_dir, stage)
     if not path.exists():
-        raise UserError(f"{stage}.py has not finished in {run_dir}. Run `{command(stage, run_dir)}` first.")
+        raise StageNeeded(f"{stage}.py has not finished in {run_dir}.", stage, run_dir)
     return read_json(path)
 
 
@@ -185,7 +200,7 @@ def require_current(run_dir: Path, stage: str, source: Path) -> dict[str, Any]:
     manifest = read_manifest(run_dir, stage)
     recorded = {Path(name).name: digest for name, digest in manifest["inputs"].items()}
     if recorded.get(source.name) != file_hash(source):
-        raise UserError(f"{source} has changed since {stage}.py read it. Run `{command(stage, run_dir)}` again.")
+        raise StageNeeded(f"{source} has changed since {stage}.py read it.", stage, run_dir, again=True)
     return manifest
 
 

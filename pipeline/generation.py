@@ -86,9 +86,9 @@ def fitting_batch_size(language_model: LanguageModel, tokens: int) -> int:
 def stream(
     language_model: LanguageModel, prompt_format: PromptFormat, prompt: str, config: GenerationConfig
 ) -> Iterator[str]:
-    """Yield the pieces of one answer as they are written."""
+    """Yield the pieces of one answer as they are written; whoever closes the iterator ends the writing at the next token."""
     import torch
-    from transformers import TextIteratorStreamer
+    from transformers import StoppingCriteriaList, TextIteratorStreamer
 
     torch.manual_seed(config.seed)
     tokenizer = language_model.tokenizer
@@ -96,10 +96,15 @@ def stream(
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids = torch.tensor([prompt_ids(prompt_format, tokenizer, prompt)], device=language_model.model.device)
     failures: list[BaseException] = []
+    closed = threading.Event()
+
+    def is_closed(written: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.full((len(written),), closed.is_set(), device=written.device)
 
     def write() -> None:
         try:
             arguments = _generation_arguments(config, stop_ids, tokenizer)
+            arguments["stopping_criteria"] = StoppingCriteriaList([is_closed])
             language_model.model.generate(ids, attention_mask=torch.ones_like(ids), streamer=streamer, **arguments)
         except BaseException as error:
             failures.append(error)
@@ -107,8 +112,11 @@ def stream(
 
     thread = threading.Thread(target=write, daemon=True)
     thread.start()
-    yield from streamer
-    thread.join()
+    try:
+        yield from streamer
+    finally:
+        closed.set()
+        thread.join()
     if failures:
         raise failures[0]
 

@@ -52,7 +52,7 @@ class TrainingLog(TrainerCallback):
         values["seconds"] = round(time.perf_counter() - self.started - self.evaluating, 3)
         values["tokens"] = state.num_input_tokens_seen
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **values}) + "\n")
+            file.write(json.dumps({"step": state.global_step, "of": state.max_steps, **values}) + "\n")
         if "validation_loss" in values:
             perplexity = math.exp(min(values["validation_loss"], 100))
             tqdm.write(

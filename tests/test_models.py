@@ -134,6 +134,22 @@ def test_sampling_is_seeded(smollm2, prompt_format):
     assert one == same != other
 
 
+def test_whoever_closes_a_stream_ends_the_writing(smollm2, prompt_format):
+    written = []
+    watched = smollm2.model.register_forward_hook(lambda *_: written.append(1))
+    try:
+        endless = GenerationConfig(max_new_tokens=200, temperature=0.0)
+        stream = generation.stream(smollm2, prompt_format, prompt_format.prompt("A long story"), endless)
+        next(stream)
+        stream.close()
+        count = len(written)
+        assert 0 < count < 100
+        next(generation.stream(smollm2, prompt_format, prompt_format.prompt("Tea"), GenerationConfig(1, 0.0)))
+        assert len(written) == count + 1, "the thread has ended, and the next stream is not stopped"
+    finally:
+        watched.remove()
+
+
 def test_an_error_while_streaming_reaches_the_caller(smollm2, prompt_format, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("out of memory")

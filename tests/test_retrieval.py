@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import rag_model_retriever
 from config import PRESETS, RagConfig
-from pipeline import chunking, embedding, indexing, prompts, retrieval, vector_store
+from pipeline import chunking, embedding, indexing, prompts, rag_prompt, retrieval, vector_store
 from pipeline.artifacts import UserError
 from pipeline.embedding import token_batches
 
@@ -124,7 +123,7 @@ def test_a_long_context_is_trimmed_to_the_budget_best_first(smollm2_tokenizer):
     hits = [retrieval.Hit(str(n), f"title {n}", f"text {n} " * 200, 0.9, retrieval.Match(1.0, 1.0)) for n in range(3)]
 
     def build(budget):
-        prompt, used = rag_model_retriever.prompt_with_context(prompt_format, model, "Mog", hits, budget)
+        prompt, used = rag_prompt.prompt_with_context(prompt_format, model, "Mog", hits, budget)
         assert len(prompts.prompt_ids(prompt_format, smollm2_tokenizer, prompt)) <= budget
         assert prompt.endswith(prompt_format.after) and "Mog" in prompt
         return used

@@ -1,0 +1,97 @@
+"""Fill the page's HTML templates. All that comes from data, models or people is escaped and so stays text."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import STAGES, Config
+from pipeline.artifacts import StageNeeded, command
+from pipeline.command_line import next_command
+from pipeline.lexical import words_of
+from pipeline.metadata import shown
+from pipeline.page.texts import LANGUAGES
+
+if TYPE_CHECKING:
+    import jinja2
+
+_CITATION = re.compile(r" ?\[(\d+)\]")
+_WORD = re.compile(r"[^\W_]+")
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, marked=marked, cited=cited, shown=shown)
+    return environment
+
+
+def render(template: str, language: str, **values: Any) -> str:
+    """Fill a template of pipeline/page/templates for a language, en or pt."""
+    texts = LANGUAGES[language]
+    return _environment().get_template(f"{template}.html.jinja").render(t=texts, language=language, **values)
+
+
+def needed(error: StageNeeded, heading: str, language: str, config: Config) -> str:
+    """Return a card that says which stage is to be run, and the commands of it alone and of all from it on.
+
+    Args:
+        error: what is missing or out of date.
+        heading: name of the text that says what there is not yet.
+        language: en or pt.
+        config: of the run.
+    """
+    position = list(STAGES).index(error.stage) + 1
+    if error.again:
+        heading = "out_of_date"
+    elif error.stage == "process_data":
+        heading = "no_data"
+    return render(
+        "needed",
+        language,
+        heading=heading,
+        again=error.again,
+        position=position,
+        command=next_command(error.stage, config),
+        from_here=run_command(position, config),
+    )
+
+
+def run_command(first: int, config: Config) -> str:
+    """Return the command that runs all stages from one on."""
+    parts = command("run", config.run_dir)
+    return f"{parts} --from {first}" if first > 1 else parts
+
+
+def number(value: float, digits: int, language: str) -> str:
+    """Return a number as a language writes it."""
+    shown = f"{value:,.{digits}f}"
+    return shown.translate(str.maketrans(",.", ".,")) if language == "pt" else shown
+
+
+def marked(text: str, words: Set[str]) -> Iterator[tuple[str, bool]]:
+    """Yield the parts of a text and whether each is one of the words, case and diacritics left out."""
+    end = 0
+    for found in _WORD.finditer(text):
+        if not words.isdisjoint(words_of(found[0])):
+            yield text[end : found.start()], False
+            yield found[0], True
+            end = found.end()
+    yield text[end:], False
+
+
+def cited(text: str) -> Iterator[tuple[str, str | None]]:
+    """Yield the parts of an answer, each with the number that is cited after it."""
+    parts = _CITATION.split(text)
+    yield from zip(parts[::2], [*parts[1::2], None], strict=True)
