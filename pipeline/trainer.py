@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from config import TrainConfig
 from pipeline.batching import EVALUATION_TOKENS, IGNORED_LABEL, Batching, ForwardPasses, fill, token_counts
+from pipeline.flat_optimizer import flat_optimizer
 from pipeline.language_model import LanguageModel, best_device
 
 
@@ -132,6 +133,17 @@ class EndToEndTrainer(SFTTrainer):
     # TRL's own also computes the entropy and accuracy of all tokens, which nothing here shows.
     compute_loss = transformers.Trainer.compute_loss
 
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return the optimizer; one of 8 bits updates all weights of the adapter at once."""
+        # With fp16, gradients are scaled in the weights that the optimizer knows, before it gathers them.
+        if "8bit" not in self.args.optim or self.args.fp16:
+            return super().create_optimizer()
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        options["weight_decay"] = self.args.weight_decay
+        self.optimizer = flat_optimizer(weights, lambda vector: kind(vector, **options))
+        return self.optimizer
+
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the forward passes of the training."""
         lengths = token_counts(self.train_dataset)
@@ -162,6 +174,12 @@ class EndToEndTrainer(SFTTrainer):
         loss, tokens = self.accelerator.reduce(sums).tolist()
         self.model.train()
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss / tokens}, len(dataloader.dataset))
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        if self.accelerator.num_processes > 1:
+            super()._track_num_input_tokens(inputs)
+        else:  # which would wait for the GPU in each pass
+            self.state.num_input_tokens_seen += inputs["input_ids"].numel()
 
     def _loader(self, passes: ForwardPasses) -> DataLoader[dict[str, Any]]:
         return DataLoader(

@@ -82,7 +82,7 @@ def test_training_goes_on_and_answers_in_batches_as_one_by_one(run_stage, backen
     run_stage("process_data.py", "wide_llama")
     options = [
         *TRAINING, "--train.max-steps", "60", "--train.save-steps", "30", "--train.batching", batching,
-        "--model.backend", backend, "--model.precision", precision, "--lora.r", "16",
+        "--model.backend", backend, "--model.precision", precision, "--lora.r", "16", "--train.optimizer", "adamw_8bit",
     ]  # fmt: skip
     run_dir = run_stage("fine_tuning.py", "wide_llama", *options)
     metrics = read_manifest(run_dir, "fine_tuning")["metrics"]
