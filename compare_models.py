@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config, RagConfig
-from pipeline import artifacts, comparison_pages, judge, leakage, records
+from pipeline import answers, artifacts, comparison_pages, judge, leakage, records
 from pipeline.command_line import run_stage
 from pipeline.comparison import Comparison, Score, compare
 
@@ -31,12 +31,15 @@ def run(config: Config) -> Path:
     paths = find_answers(config)
     settings = {"rag": config.rag, "judge": config.judge}
     with artifacts.stage_manifest(config.run_dir, "compare_models", settings, list(paths.values())) as metrics:
-        answers = {column: artifacts.read_json(path) for column, path in paths.items()}
+        stages = {column: stage for column, (_, stage) in COLUMNS.items()}
+        files = {column: answers.read(path, stages[column]) for column, path in paths.items()}
+        older = answers.check_made_from(config.run_dir, files, stages)
         scores: dict[str, Score] = {"similarity": lambda entries: similarity(config.rag, entries)}
         if config.judge.url is not None:
             scores["judge"] = lambda entries: judge.grade(config.judge, entries)
-        comparison = compare(answers, {column: stage for column, (_, stage) in COLUMNS.items()}, scores)
-        notes = make_notes(config, comparison)
+        commands = {column: artifacts.command(stage, config.run_dir) for column, stage in stages.items()}
+        comparison = compare(files, commands, scores)
+        notes = [*older, *make_notes(config, comparison)]
         metrics.update(comparison.as_json()["figures"])
         comparison_pages.show(comparison, notes)
         artifacts.write_json(config.run_dir / "comparison.json", {**comparison.as_json(), "notes": notes})
@@ -73,8 +76,8 @@ def similarity(config: RagConfig, entries: Sequence[dict[str, Any]]) -> list[flo
 def make_notes(config: Config, comparison: Comparison) -> list[str]:
     """Return what a reader must know to believe the figures."""
     notes = []
-    trained_on = config.run_dir / "trn_processed_dataset.json"
-    if trained_on.exists():
+    if any(column.lower().endswith("fine-tuned") for column in comparison.models):
+        trained_on = artifacts.require_unchanged(config.run_dir, "fine_tuning", "trn_processed_dataset.json")
         data = replace(records.open_processed(config.run_dir), path=trained_on, title_key="input", content_key="output")
         notes.append(str(leakage.find_leakage(comparison.questions, data)))
     if any(column.startswith("RAG") for column in comparison.models):

@@ -48,7 +48,9 @@ def run(config: Config) -> Path:
         metrics: dict[str, Any] = {}
         if processes.is_main():
             metrics = stack.enter_context(
-                artifacts.stage_manifest(config.run_dir, "fine_tuning", settings, [data.path])
+                artifacts.stage_manifest(
+                    config.run_dir, "fine_tuning", settings, [data.path], ["lora_model", "trn_processed_dataset.json"]
+                )
             )
         with language_model.helpful_loading_errors(config.model.name):
             tokenizer = language_model.load_tokenizer(bundled_models.resolve(config.model.name))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from config import Config
-from pipeline import artifacts, generation, language_model, memory, prompts, questions, records
+from pipeline import answers, artifacts, generation, language_model, memory, prompts, questions, records
 from pipeline.command_line import run_stage
 
 
@@ -20,6 +20,7 @@ def run(config: Config) -> Path:
     data = records.open_processed(config.run_dir)
     settings = {name: getattr(config, name) for name in ("prompt", "model", "answers", "questions")}
     with artifacts.stage_manifest(config.run_dir, "foundation_model", settings, [data.path]) as metrics:
+        source = answers.made_from(config.run_dir, config.model.name, answers.DATA)
         asked = questions.choose_questions(data, config.questions)
         base = language_model.load_base(config.model, memory.precision_to_answer(config.model))
         metrics.update(backend=base.backend, device=base.device)
@@ -34,7 +35,7 @@ def run(config: Config) -> Path:
             ),
         )
         path = config.run_dir / "foundation_answers.json"
-        return questions.save_answers(path, base.name, config.answers, entries)
+        return answers.save(path, base.name, source, config.answers, entries)
 
 
 def main() -> None:

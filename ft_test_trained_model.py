@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from config import Config, GenerationConfig
-from pipeline import artifacts, generation, language_model, prompts, questions, records
+from pipeline import answers, artifacts, generation, language_model, prompts, questions, records
 from pipeline.command_line import prompt_lines, run_stage
 from pipeline.generation import Answer
-from pipeline.trained_models import adapter_folder, gguf_path, merged_folder, trained_precision
+from pipeline.trained_models import adapter_folder, base_model, gguf_path, merged_folder, trained_precision
 
 Advance = Callable[[int], object]
 
@@ -59,6 +59,7 @@ def run(config: Config, options: TestOptions) -> Path | None:
     settings = {"model": config.model, "answers": config.answers, "questions": config.questions}
     inputs = [data.path, model_path(config, options, data)]
     with artifacts.stage_manifest(config.run_dir, "ft_test_trained_model", settings, inputs) as metrics:
+        source = answers.made_from(config.run_dir, base_model(config.run_dir), answers.DATA, answers.ADAPTER)
         asked = questions.choose_questions(data, config.questions)
         trained = load(config, options, data)
         metrics.update(model=trained.name, backend=trained.backend, device=trained.device)
@@ -70,14 +71,14 @@ def run(config: Config, options: TestOptions) -> Path | None:
             lambda position, _: trained.reference_loss(texts[position], asked[position].reference),
         )
         path = config.run_dir / "finetuned_answers.json"
-        return questions.save_answers(path, trained.name, config.answers, entries)
+        return answers.save(path, trained.name, source, config.answers, entries)
 
 
 def model_path(config: Config, options: TestOptions, data: records.ProcessedData) -> Path:
     """Return the file or folder of the chosen form, or say which stage makes it."""
     if options.model_form == "adapter":
         return adapter_folder(config.run_dir, config.model.name, data.path)
-    return merged_folder(config.run_dir) if options.model_form == "merged" else gguf_path(config.run_dir)
+    return (merged_folder if options.model_form == "merged" else gguf_path)(config.run_dir, data.path)
 
 
 def load(config: Config, options: TestOptions, data: records.ProcessedData) -> TrainedModel:

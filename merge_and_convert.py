@@ -50,12 +50,13 @@ def run(config: Config) -> Path:
     adapter = adapter_folder(config.run_dir, config.model.name, data.path)
     gguf_conversion.converter_script(config.gguf.converter)
     settings = {"model": config.model, "gguf": config.gguf, "generation": config.generation}
-    with artifacts.stage_manifest(config.run_dir, "merge_and_convert", settings, [adapter, data.path]) as metrics:
+    target = config.run_dir / (config.gguf.file_name or f"model-{config.gguf.type}.gguf")
+    inputs, outputs = [adapter, data.path], ["merged_model", target.name, prompts.FILE_NAME]
+    with artifacts.stage_manifest(config.run_dir, "merge_and_convert", settings, inputs, outputs) as metrics:
         asked = questions.choose_questions(data, config.questions)[: config.gguf.parity_prompts]
         print("Merging …", flush=True)
         merged = merge(config, adapter, [question.title for question in asked], metrics)
         print(f"Converting to {config.gguf.type} …", flush=True)
-        target = config.run_dir / (config.gguf.file_name or f"model-{config.gguf.type}.gguf")
         with artifacts.atomic_path(target) as temporary:
             name = gguf_conversion.gguf_model_name(config.model.name, merged.tokenizer)
             gguf_conversion.convert(merged.folder, temporary, name, config.gguf.type, config.gguf.converter)

@@ -33,7 +33,7 @@ def run(config: Config) -> Path:
     """Clean the records of config.data.input into trn_processed.json and return its path."""
     source, target, data = config.data.input, config.run_dir / "trn_processed.json", config.data
     size = readers.input_size(source)
-    with artifacts.stage_manifest(config.run_dir, "process_data", {"data": data}, [source]) as metrics:
+    with artifacts.stage_manifest(config.run_dir, "process_data", {"data": data}, [source], [target.name]) as metrics:
         with (
             artifacts.atomic_path(target) as temporary,
             artifacts.atomic_write(config.run_dir / "rejected.jsonl", "wb") as rejected,

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from config import Config, RagConfig
 from pipeline import (
+    answers,
     artifacts,
     citations,
     generation,
@@ -73,10 +74,13 @@ def run(config: Config, options: RetrieverOptions) -> Path | None:
         written = []
         for model in load_models(config, data):
             print(f"\nAnswering with {model.loaded.name} and retrieval")
+            parts = [answers.DATA, answers.INDEX, *([answers.ADAPTER] if model.role == "finetuned" else [])]
+            source = answers.made_from(config.run_dir, config.model.name, *parts)
             entries = answer_titles(config, retriever.lexical, model, asked, found)
             name = f"{model.loaded.name} + retrieval"
             metrics[model.role] = {"model": name, "backend": model.loaded.backend, "device": model.loaded.device}
-            written.append(questions.save_answers(config.run_dir / ANSWERS[model.role], name, config.answers, entries))
+            path = config.run_dir / ANSWERS[model.role]
+            written.append(answers.save(path, name, source, config.answers, entries))
         print("\nAnswers: " + ", ".join(map(str, written)))
         return written[-1]
 

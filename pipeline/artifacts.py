@@ -168,12 +168,17 @@ def require(path: Path, stage: str) -> Path:
 def file_hash(path: Path) -> str:
     """Return a hash of a file, or of the names and contents of the files in a folder, that tells whether it changed.
 
+    Of a folder, hidden files and Markdown are left out: what a file manager adds, and the card of a model.
+
     XXH3 of 128 bits, in hexadecimal: twelve times as fast as SHA-256, which counts where files have gigabytes.
     """
     import xxhash
 
     digest = xxhash.xxh3_128()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        counted = (p for p in path.rglob("*") if not p.name.startswith(".") and p.suffix != ".md")
+        files = sorted(p for p in counted if p.is_file())
     for file in files:
         digest.update(file.relative_to(path).as_posix().encode())
         with file.open("rb") as stream:
@@ -192,7 +197,19 @@ def read_manifest(run_dir: Path, stage: str) -> dict[str, Any]:
     path = manifest_path(run_dir, stage)
     if not path.exists():
         raise StageNeeded(f"{stage}.py has not finished in {run_dir}.", stage, run_dir)
-    return read_json(path)
+    manifest = read_json(path)
+    parts = ("settings", "inputs", "outputs", "metrics")
+    if not isinstance(manifest, dict) or any(not isinstance(manifest.get(part), dict) for part in parts):
+        raise StageNeeded(f"{path} is damaged or of another version.", stage, run_dir, again=True)
+    return manifest
+
+
+def require_unchanged(run_dir: Path, stage: str, name: str) -> Path:
+    """Return the file or folder that a stage wrote under a name, or raise a StageNeeded if it is missing or another."""
+    path = require(run_dir / name, stage)
+    if read_manifest(run_dir, stage)["outputs"].get(name) != file_hash(path):
+        raise StageNeeded(f"{path} is not what {stage}.py left when it last finished.", stage, run_dir, again=True)
+    return path
 
 
 def require_current(run_dir: Path, stage: str, source: Path) -> dict[str, Any]:
@@ -215,11 +232,19 @@ def installed_versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def stage_manifest(
-    run_dir: Path, stage: str, settings: dict[str, object], inputs: list[Path]
+    run_dir: Path, stage: str, settings: dict[str, object], inputs: list[Path], outputs: Iterable[str] = ()
 ) -> Iterator[dict[str, Any]]:
     """Yield a dictionary for the metrics of a stage; when the block ends without an error, write the manifest.
 
-    No other run of the stage on the same outputs can go on meanwhile. A run that fails leaves the manifest of the one before, whose outputs are still there. `settings` maps names of sections to their dataclasses; a secret is never in one.
+    No other run of the stage on the same outputs can go on meanwhile. A run that fails leaves the manifest of the one
+    before, whose outputs are still there.
+
+    Args:
+        run_dir: OUTPUT_DIR/PRESET.
+        stage: name of the script without .py.
+        settings: names of sections and their dataclasses; a secret is never in one.
+        inputs: what the stage reads.
+        outputs: names in run_dir of what it writes for later stages, which tell by the hash whether that has changed.
     """
     with only_one(run_dir, stage):
         started = time.time()
@@ -236,6 +261,7 @@ def stage_manifest(
                 "seconds": round(time.time() - started, 3),
                 "settings": plain,
                 "inputs": inputs_hashes,
+                "outputs": {name: file_hash(run_dir / name) for name in outputs},
                 "metrics": metrics,
                 "platform": platform.platform(),
                 "versions": installed_versions(),

@@ -44,7 +44,11 @@ def unpack_smollm2(gguf_file: Path, folder: Path) -> None:
 
     with quiet_loading():
         model = AutoModelForCausalLM.from_pretrained(
-            gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.bfloat16, local_files_only=True
+            gguf_file.parent,
+            gguf_file=gguf_file.name,
+            dtype=torch.bfloat16,
+            local_files_only=True,
+            trust_remote_code=False,
         )
     # transformers keeps the marks of a quantized model, and save_pretrained then refuses, although the weights are not.
     model.hf_quantizer = None

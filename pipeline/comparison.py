@@ -60,12 +60,12 @@ class Comparison:
         }
 
 
-def compare(answers: dict[str, dict[str, Any]], stages: dict[str, str], scores: dict[str, Score]) -> Comparison:
+def compare(answers: dict[str, dict[str, Any]], commands: dict[str, str], scores: dict[str, Score]) -> Comparison:
     """Join and measure.
 
     Args:
         answers: for each column, what its answers file holds.
-        stages: for each column, the stage that makes it.
+        commands: for each column, the command that makes it.
         scores: functions that need another model, by the measure that they give for each of a list of entries.
 
     Raises:
@@ -73,7 +73,7 @@ def compare(answers: dict[str, dict[str, Any]], stages: dict[str, str], scores: 
     """
     first, *others = answers
     for other in others:
-        again = f"Run {stages[first]}.py and {stages[other]}.py again, alike."
+        again = f"Run `{commands[first]}` and `{commands[other]}` again, alike."
         if _titles(answers[other]) != _titles(answers[first]):
             raise UserError(f"{first} and {other} answered different titles. {again}")
         if answers[other]["generation"] != answers[first]["generation"]:

@@ -40,7 +40,7 @@ def load_embeddings(config: RagConfig) -> HuggingFaceEmbeddings:
             "requirements-openvino.txt says how to run the stages of the index in an environment of their own."
         )
     device = best_device() if config.embedding_backend == "torch" else "cpu"
-    model_kwargs: dict[str, Any] = {"device": device, "backend": config.embedding_backend}
+    model_kwargs: dict[str, Any] = {"device": device, "backend": config.embedding_backend, "trust_remote_code": False}
     if config.embedding_backend == "torch":
         model_kwargs["model_kwargs"] = {"dtype": resolved_precision(config, device), "use_safetensors": True}
     try:

@@ -1,4 +1,7 @@
-"""Load a language model with transformers or Unsloth, put an adapter on it, merge it."""
+"""Load a language model with transformers or Unsloth, put an adapter on it, merge it.
+
+Code that comes with a model is never run: where trust_remote_code is left out, transformers asks the user.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +139,9 @@ def load_for_merging(config: ModelConfig) -> LanguageModel:
 
     path = bundled_models.resolve(config.name)
     with helpful_loading_errors(config.name), quiet_loading():
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False
+        )
         tokenizer = load_tokenizer(path)
     return for_inference(_ready(_dequantized(model), tokenizer, "transformers", config.name))
 
@@ -153,7 +158,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or a Hugging Face id."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path)
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 def add_adapter(base: LanguageModel, config: LoraConfig, seed: int, checkpointing: bool) -> LanguageModel:
@@ -289,6 +294,7 @@ def _load_with_transformers(path: str, precision: Precision) -> PreTrainedModel:
             dtype=torch.bfloat16,
             device_map=_device_map(),
             use_safetensors=True,
+            trust_remote_code=False,
             **({"quantization_config": quantization} if quantization and not quantized_files(path) else {}),
         )
 

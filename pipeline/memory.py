@@ -120,7 +120,8 @@ def model_size(config: ModelConfig, lora: LoraConfig) -> ModelSize:
     from transformers import AutoConfig
 
     with helpful_loading_errors(config.name):
-        return size_of_architecture(AutoConfig.from_pretrained(bundled_models.resolve(config.name)), lora)
+        path = bundled_models.resolve(config.name)
+        return size_of_architecture(AutoConfig.from_pretrained(path, trust_remote_code=False), lora)
 
 
 def size_of_architecture(shape: PreTrainedConfig, lora: LoraConfig) -> ModelSize:
@@ -129,7 +130,7 @@ def size_of_architecture(shape: PreTrainedConfig, lora: LoraConfig) -> ModelSize
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape)
+        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
     head = model.get_output_embeddings()
     linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
     sizes = [m.in_features * m.out_features for m in linears.values()]

@@ -1,4 +1,4 @@
-"""Which titles are asked, and the files with what each model answered."""
+"""Which titles are asked, and how they are answered."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from config import GenerationConfig, QuestionsConfig
-from pipeline.artifacts import UserError, write_json
+from config import QuestionsConfig
+from pipeline.artifacts import UserError
 from pipeline.cleaning import normalise_title
 from pipeline.generation import Answer
 from pipeline.prompts import PromptFormat
@@ -84,9 +83,3 @@ def ask(
             print("Sources: " + ("; ".join(named) or "none"))
         entries.append(entry)
     return entries
-
-
-def save_answers(path: Path, model: str, generation: GenerationConfig, entries: list[dict[str, Any]]) -> Path:
-    """Write the answers of one model."""
-    settings = dataclasses.asdict(generation)
-    return write_json(path, {"model": model, "generation": settings, "answers": entries})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.artifacts import UserError, atomic_write, read_manifest, require
+from pipeline.artifacts import UserError, atomic_write, read_manifest, require_unchanged
 from pipeline.cleaning import CLEANERS, normalise_title
 from pipeline.metadata import Metadata, Value
 
@@ -84,8 +84,8 @@ class ProcessedData:
 
 
 def open_processed(run_dir: Path) -> ProcessedData:
-    """Return the cleaned data of a run, or say that process_data.py makes it."""
-    path = require(run_dir / "trn_processed.json", "process_data")
+    """Return the cleaned data of a run; a UserError if process_data.py has not made it, or it is another since."""
+    path = require_unchanged(run_dir, "process_data", "trn_processed.json")
     data = read_manifest(run_dir, "process_data")["settings"]["data"]
     return ProcessedData(
         path=path,

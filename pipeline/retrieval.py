@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from config import Condition, RagConfig
 from pipeline import bundled_models, embedding, vector_store
+from pipeline.artifacts import UserError, command, read_manifest
 from pipeline.cleaning import normalise_title
-from pipeline.lexical import LexicalIndex, words_of
+from pipeline.lexical import FILE_NAME, LexicalIndex, words_of
 from pipeline.metadata import Metadata
 
 if TYPE_CHECKING:
@@ -58,9 +59,22 @@ class Hit:
 
 
 def open_retriever(run_dir: Path, config: RagConfig) -> Retriever:
-    """Open what stage 6 has made, and load the models that search in it."""
+    """Open what stage 6 has made, and load the models that search in it.
+
+    Raises:
+        UserError: a part of the index is missing, damaged, or not of the last run of stage 6.
+    """
     lexical = LexicalIndex.of_run(run_dir)
     store = vector_store.open_store(run_dir / "chroma", config, embedding.load_embeddings(config))
+    indexed = read_manifest(run_dir, "rag_indexing")["metrics"]
+    pieces = indexed["added"] + indexed["unchanged"]
+    parts = {config.chroma_host or run_dir / "chroma": store.collection.count(), run_dir / FILE_NAME: len(lexical)}
+    for place, held in parts.items():
+        if held != pieces:
+            raise UserError(
+                f"{place} holds {held:,} of the {pieces:,} pieces that rag_indexing.py left. "
+                f"Run `{command('rag_indexing', run_dir)}` again."
+            )
     return Retriever(store, lexical, load_reranker(config.reranker) if config.reranker else None)
 
 
@@ -69,7 +83,8 @@ def load_reranker(name: str) -> CrossEncoder:
     from sentence_transformers import CrossEncoder
 
     try:
-        return CrossEncoder(bundled_models.resolve(name), num_labels=1, model_kwargs={"use_safetensors": True})
+        path, safe = bundled_models.resolve(name), {"use_safetensors": True}
+        return CrossEncoder(path, num_labels=1, trust_remote_code=False, model_kwargs=safe)
     except (OSError, ValueError) as error:
         raise embedding.cannot_load("reranker", name, error, "--rag.reranker") from error
 

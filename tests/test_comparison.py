@@ -169,7 +169,7 @@ def test_a_judge_grades_what_has_a_reference(judge_server, monkeypatch):
 
 
 def write_answers(config, file, entries, **values):
-    answers = {"model": "<b>m</b>", "generation": {}, "answers": entries, **values}
+    answers = {"model": "<b>m</b>", "made_from": {}, "generation": {}, "answers": entries, **values}
     artifacts.write_json(config.run_dir / file, answers)
 
 
@@ -177,6 +177,7 @@ def test_hostile_text_stays_text(tmp_path, monkeypatch):
     monkeypatch.setattr(compare_models, "similarity", lambda config, entries: [0.5] * len(entries))
     config = replace(PRESETS["demo"], output_dir=tmp_path)
     hostile = "<script>alert(1)</script> | a [bold]b[/bold] \\ `c`\nnew line <img src=x onerror=alert(2)>"
+    monkeypatch.setattr(compare_models, "make_notes", lambda config, comparison: [])  # no training to look into
     for file, _ in compare_models.COLUMNS.values():
         write_answers(config, file, [entry(hostile, hostile, title=hostile, split="<i>")])
     page = compare_models.run(config).read_text(encoding="utf-8")
