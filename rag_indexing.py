@@ -47,6 +47,7 @@ def run(config: Config) -> Path:
             print("Indexing the words …", flush=True)
             words.follow(store)
         metrics.update(added=report.added, removed=report.removed, unchanged=report.unchanged, chunk_tokens=size.tokens)
+        metrics["graph_bytes"] = vector_store.graph_bytes(folder)
     print(
         f"\nadded {report.added:,}, removed {report.removed:,}, unchanged {report.unchanged:,} chunks of {count:,} records"
     )
@@ -55,13 +56,16 @@ def run(config: Config) -> Path:
 
 def size_of_last_run(config: Config) -> chunking.ChunkSize | None:
     """Return the size of the chunks, if a finished run filled the same collection; then no model may be needed at all."""
-    if not artifacts.manifest_path(config.run_dir, "rag_indexing").exists():
+    try:
+        last = artifacts.read_manifest(config.run_dir, "rag_indexing")
+    except artifacts.UserError:  # missing or damaged: what is lost is time
         return None
-    last = artifacts.read_manifest(config.run_dir, "rag_indexing")
     names = ("embedding_model", "chunk_tokens", "chunk_overlap_tokens", "chroma_host", "collection")
     tokens = last["metrics"].get("chunk_tokens")
     if tokens is None or any(last["settings"]["rag"][name] != getattr(config.rag, name) for name in names):
         return None
+    if config.rag.chroma_host is None:
+        vector_store.require_graph(config.run_dir / "chroma", last["metrics"]["graph_bytes"])
     return chunking.ChunkSize(tokens, config.rag.chunk_overlap_tokens)
 
 

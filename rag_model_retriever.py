@@ -92,7 +92,8 @@ def load_models(config: Config, data: records.ProcessedData) -> Iterator[Answeri
     """
     roles = [config.rag.answer_with]
     if config.rag.answer_with == "auto":
-        trained = (config.run_dir / "lora_model").exists()
+        manifest = artifacts.manifest_path(config.run_dir, "fine_tuning")
+        trained = manifest.exists() or (config.run_dir / "lora_model").exists()
         roles = ["foundation", "finetuned"] if trained else ["foundation"]
     # Checked before a model is loaded.
     adapter = adapter_folder(config.run_dir, config.model.name, data.path) if "finetuned" in roles else None

@@ -26,6 +26,8 @@ REPORTED_PACKAGES = (
     "torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "datasets", "accelerate",
     "langchain", "langchain-chroma", "langchain-huggingface", "chromadb", "sentence-transformers", "gguf", "xllamacpp",
 )  # fmt: skip
+# Of safetensors and the converter, of torch, of SQLite: their errors are no OSError.
+FULL_DISK = ("No space left on device", "file write failed", "database or disk is full")
 
 
 class UserError(Exception):
@@ -59,16 +61,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if owner == os.getpid() or not psutil.pid_exists(owner):
             _remove(left)
     try:
-        yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"There is no space left in {path.parent}: {_free_space(path.parent)}.") from error
-        raise
+        with told_if_full(path.parent):
+            yield temporary
+            if path.is_dir():
+                shutil.rmtree(path)
+            temporary.replace(path)
     finally:
         _remove(temporary)
+
+
+@contextlib.contextmanager
+def told_if_full(folder: Path) -> Iterator[None]:
+    """Turn the errors of a full disk into a UserError that names `folder`, in which the block writes."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and not any(words in str(error) for words in FULL_DISK):
+            raise
+        raise UserError(f"There is no space left in {folder}: {_free_space(folder)}.") from error
 
 
 @contextlib.contextmanager
@@ -127,10 +138,10 @@ def write_json(path: Path, value: object) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; a damaged file is a UserError that names it."""
+    """Read JSON; a damaged file, or a folder in its place, is a UserError that names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, IsADirectoryError) as error:
         raise UserError(f"{path} is damaged ({error}). Delete it and run the stage that makes it again.") from error
 
 
@@ -197,10 +208,14 @@ def read_manifest(run_dir: Path, stage: str) -> dict[str, Any]:
     path = manifest_path(run_dir, stage)
     if not path.exists():
         raise StageNeeded(f"{stage}.py has not finished in {run_dir}.", stage, run_dir)
-    manifest = read_json(path)
+    damaged = StageNeeded(f"{path} is damaged or of another version.", stage, run_dir, again=True)
+    try:
+        manifest = read_json(path)
+    except UserError as error:
+        raise damaged from error
     parts = ("settings", "inputs", "outputs", "metrics")
     if not isinstance(manifest, dict) or any(not isinstance(manifest.get(part), dict) for part in parts):
-        raise StageNeeded(f"{path} is damaged or of another version.", stage, run_dir, again=True)
+        raise damaged
     return manifest
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from config import PRESETS, SECTIONS, Config
-from pipeline.artifacts import UserError, command, shell_line
+from pipeline.artifacts import UserError, command, shell_line, told_if_full
 
 Options = TypeVar("Options")
 OUT_OF_MEMORY_REMEDY = (
@@ -94,7 +94,8 @@ def run_stage(
         speaks = os.environ.get("RANK", "0") == "0"  # of several processes that train, one
         if speaks:
             print_settings(stage, config)
-        written = run(config) if options is NoOptions else run(config, own)
+        with told_if_full(config.run_dir):
+            written = run(config) if options is NoOptions else run(config, own)
         if written is not None and speaks:
             print(f"\nWritten: {written}")
             if next_stage:

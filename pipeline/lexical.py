@@ -65,10 +65,14 @@ class LexicalIndex:
 
     @classmethod
     def make(cls, path: Path) -> LexicalIndex:
-        """Open an index to change it, or make an empty one."""
-        database = sqlite3.connect(path)
-        database.executescript(SCHEMA + metadata_index.SCHEMA)
-        return cls(database)
+        """Open an index to change it, or make an empty one; a UserError if the file is something else."""
+        try:
+            database = sqlite3.connect(path)
+            database.executescript(SCHEMA + metadata_index.SCHEMA)
+            return cls(database)
+        except sqlite3.Error as error:
+            again = command("rag_indexing", path.parent)
+            raise UserError(f"{path} cannot be changed ({error}). Delete it and run `{again}` again.") from error
 
     @classmethod
     def of_run(cls, run_dir: Path) -> LexicalIndex:

@@ -64,9 +64,11 @@ def open_retriever(run_dir: Path, config: RagConfig) -> Retriever:
     Raises:
         UserError: a part of the index is missing, damaged, or not of the last run of stage 6.
     """
-    lexical = LexicalIndex.of_run(run_dir)
-    store = vector_store.open_store(run_dir / "chroma", config, embedding.load_embeddings(config))
     indexed = read_manifest(run_dir, "rag_indexing")["metrics"]
+    lexical = LexicalIndex.of_run(run_dir)
+    if config.chroma_host is None:
+        vector_store.require_graph(run_dir / "chroma", indexed["graph_bytes"])
+    store = vector_store.open_store(run_dir / "chroma", config, embedding.load_embeddings(config))
     pieces = indexed["added"] + indexed["unchanged"]
     parts = {config.chroma_host or run_dir / "chroma": store.collection.count(), run_dir / FILE_NAME: len(lexical)}
     for place, held in parts.items():

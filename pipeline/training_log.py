@@ -7,20 +7,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts import UserError
+
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a training log; a last line that was cut off is left out."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            lines.append(json.loads(line))
+            values = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not isinstance(values, dict) or "step" not in values:
+            break
+        lines.append(values)
     return lines
 
 
 def start_log(path: Path, after_step: int | None) -> None:
-    """Begin a log, or keep that of an interrupted run up to the step at which it goes on."""
+    """Begin a log, or keep that of an interrupted run up to the step at which it goes on.
+
+    Raises:
+        UserError: the log of the interrupted run has lost its beginning, which the figures of the training need.
+    """
+    if after_step is not None and not any(line["step"] <= 1 for line in read_log(path)):
+        raise UserError(f"{path} is missing or damaged. Run without --train.resume to start anew.")
     kept = [line for line in read_log(path) if after_step is not None and line["step"] <= after_step]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

@@ -10,6 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from pipeline import checkpoints
+
 LOGGED = {
     "loss": "loss",
     "eval_loss": "validation_loss",
@@ -20,7 +22,7 @@ LOGGED = {
 
 
 class TrainingLog(TrainerCallback):
-    """Shows one progress bar with loss and learning rate, and appends every logged value to training_log.jsonl."""
+    """Shows one progress bar with loss and learning rate, appends every logged value to training_log.jsonl, seals checkpoints."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,6 +62,10 @@ class TrainingLog(TrainerCallback):
             )
         elif self.bar is not None:
             self.bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{values['learning_rate']:.2e}")
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        """Seal the checkpoint that has been written."""
+        checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         """Close the bar."""

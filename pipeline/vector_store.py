@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import RagConfig
-from pipeline.artifacts import UserError, command
+from pipeline.artifacts import UserError, command, told_if_full
 from pipeline.metadata import Metadata
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Chroma's default search width finds 9 of the 10 nearest among 100,000 documents; 400 finds 99 of 100.
 SEARCH_WIDTH = 400
 BUILD_WIDTH = 200
+DATABASE = "chroma.sqlite3"
 IDS_AT_A_TIME = 50_000
 # Chroma's graph takes longer for few of its pieces than for many. Of 300,000, on two cores: 300 in 269 ms, 1,000 in 166 ms,
 # 10,000 in 79 ms; comparing each with the query takes 10 ms, 29 ms and 361 ms.
@@ -121,11 +122,14 @@ def open_store(
     """
     from langchain_chroma import Chroma
 
-    client = connect(folder, config)
     name = config.collection or folder.parent.name
     index_command = command("rag_indexing", folder.parent)
+    no_index = UserError(f"{config.chroma_host or folder} holds no index {name!r} yet. Run `{index_command}` first.")
+    if config.chroma_host is None and not create and not (folder / DATABASE).is_file():
+        raise no_index  # Chroma would make one
+    client = connect(folder, config)
     if name not in {collection.name for collection in client.list_collections()} and not create:
-        raise UserError(f"{config.chroma_host or folder} holds no index {name!r} yet. Run `{index_command}` first.")
+        raise no_index
     made_for = {"embedding_model": config.embedding_model}
     if config.chroma_host:
         made_for["folder"] = str(folder.parent.resolve())
@@ -154,13 +158,36 @@ def open_store(
     return VectorStore(collection, client.get_max_batch_size(), langchain)
 
 
+def graph_bytes(folder: Path) -> dict[str, int]:
+    """Return the sizes of the files with the graphs of the pieces: where one is cut off, Chroma finds less and says nothing."""
+    files = sorted(path for path in folder.glob("*/*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def require_graph(folder: Path, sizes: dict[str, int]) -> None:
+    """Raise a UserError if the graphs have other sizes than the last run of stage 6 left them with."""
+    if (folder / DATABASE).is_file() and graph_bytes(folder) != sizes:
+        again = command("rag_indexing", folder.parent)
+        raise UserError(f"{folder} has lost a part, or has one too much. Delete it and run `{again}` again.")
+
+
 def connect(folder: Path, config: RagConfig) -> ClientAPI:
     """Return a client of the Chroma server, or of the folder if there is none."""
     import chromadb
 
     settings = chromadb.Settings(anonymized_telemetry=False)
     if config.chroma_host is None:
-        return chromadb.PersistentClient(str(folder), settings)
+        try:
+            with told_if_full(folder.parent):
+                return chromadb.PersistentClient(str(folder), settings)
+        except chromadb.errors.InternalError as error:
+            if "readonly" in str(error):
+                raise UserError(
+                    f"{folder} is on a read-only file system, and Chroma writes there even to search. Copy "
+                    f"{folder.parent} to another --output-dir."
+                ) from error
+            again = command("rag_indexing", folder.parent)
+            raise UserError(f"{folder} cannot be read ({error}). Delete it and run `{again}` again.") from error
     host, _, port = config.chroma_host.partition(":")
     try:
         return chromadb.HttpClient(host, int(port or 8000), settings=settings)

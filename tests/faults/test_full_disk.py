@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from config import PROJECT_DIR
+from pipeline.artifacts import file_hash
 
 MIB = 2**20
 
@@ -32,10 +33,10 @@ def small_disk(tmp_path):
 
     yield make
     for folder in mounted:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)  # this process may have files open there
 
 
-def run(script: str, folder: Path, *options: str) -> subprocess.CompletedProcess:
+def run_script(script: str, folder: Path, *options: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(PROJECT_DIR / f"{script}.py"), "--output-dir", str(folder), *options]
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=PROJECT_DIR)
 
@@ -54,18 +55,18 @@ def assert_one_sentence(done: subprocess.CompletedProcess, path: str) -> None:
 
 def test_cleaning(small_disk):
     disk = small_disk(64 * 1024)
-    done = run("process_data", disk)
+    done = run_script("process_data", disk)
     assert_one_sentence(done, f"no space left in {disk / 'demo'}")
     assert files(disk) == set()
     whole = small_disk(8 * MIB)
-    assert run("process_data", whole).returncode == 0
+    assert run_script("process_data", whole).returncode == 0
 
 
 def test_indexing_asks_for_its_space_first(small_disk):
     disk = small_disk(MIB)
-    assert run("process_data", disk).returncode == 0
+    assert run_script("process_data", disk).returncode == 0
     before = files(disk)
-    assert_one_sentence(run("rag_indexing", disk), "The index")
+    assert_one_sentence(run_script("rag_indexing", disk), "The index")
     assert files(disk) == before
 
 
@@ -80,6 +81,39 @@ def test_merging_asks_for_its_space_first(small_disk, make_config, tiny_model):
     disk = small_disk(size + 2 * MIB)
     shutil.copytree(config.run_dir, disk / config.run_dir.name)
     before = files(disk)
-    done = run("merge_and_convert", disk, "--model.name", str(tiny_model("llama")))
+    done = run_script("merge_and_convert", disk, "--model.name", str(tiny_model("llama")))
     assert_one_sentence(done, "The merged model and its GGUF")
     assert files(disk) == before
+
+
+@pytest.mark.parametrize(
+    "stage", ["foundation_model", "fine_tuning", "ft_test_trained_model", "rag_model_retriever", "compare_models"]
+)
+def test_answers_training_and_comparison(small_disk, run, stage):
+    disk = small_disk(100 * MIB)
+    names = [path.name for path in run.path.iterdir() if path.name not in ("manifests", "checkpoints", "merged_model")]
+    there = run.copy(disk, *names)
+    fill(disk, leaving=0)
+    before = {name: (disk / name).read_bytes() for name in files(disk)}
+    sentence = there.stage(stage).sentence
+    assert f"There is no space left in {there.path}: 0.0 GiB are free there; make room or give another" in sentence
+    assert {name: (disk / name).read_bytes() for name in files(disk)} == before
+
+
+def test_checkpoints(small_disk, run):
+    disk = small_disk(20 * MIB)
+    there = run.copy(disk, "trn_processed.json", "lora_model")
+    fill(disk, leaving=1 * MIB)
+    adapter = file_hash(there.path / "lora_model")
+    sentence = there.stage("fine_tuning", "--lora.r", "64").sentence
+    assert f"There is no space left in {there.path}: 0.0 GiB are free there; make room or give another" in sentence
+    assert not list((there.path / "checkpoints").glob("checkpoint-*/trainer_state.json"))
+    assert file_hash(there.path / "lora_model") == adapter
+    (disk / "filler").unlink()
+    assert there.stage("fine_tuning", "--lora.r", "64").status == 0
+
+
+def fill(disk: Path, leaving: int) -> None:
+    """Write a file that leaves only some bytes free."""
+    with (disk / "filler").open("wb") as file:
+        file.write(b"\0" * (shutil.disk_usage(disk).free - leaving))

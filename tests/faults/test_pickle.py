@@ -13,7 +13,7 @@ import torch
 import fine_tuning
 import process_data
 from config import ModelConfig, RagConfig
-from pipeline import embedding, language_model, retrieval
+from pipeline import checkpoints, embedding, language_model, retrieval, vector_store
 from pipeline.artifacts import UserError
 
 
@@ -64,8 +64,46 @@ def test_checkpoint(trained, proof):
     checkpoint = trained.run_dir / "checkpoints" / "checkpoint-2"
     shutil.rmtree(trained.run_dir / "checkpoints" / "checkpoint-4")
     torch.save({"state": Code(proof), "param_groups": []}, checkpoint / "optimizer.pt")
+    with pytest.raises(UserError, match=r"optimizer\.pt is missing or damaged"):
+        fine_tuning.run(replace(trained, train=replace(trained.train, resume=True)))
+    checkpoints.seal(checkpoint)  # as one who plants code would
     with pytest.raises(UserError, match=r"checkpoint-2 is damaged\. Run without --train\.resume"):
         fine_tuning.run(replace(trained, train=replace(trained.train, resume=True)))
+
+
+@pytest.mark.parametrize("file", ["scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_other_files_of_a_checkpoint(trained, proof, file):
+    checkpoint = trained.run_dir / "checkpoints" / "checkpoint-2"
+    shutil.rmtree(trained.run_dir / "checkpoints" / "checkpoint-4")
+    torch.save({"state": Code(proof)}, checkpoint / file)
+    checkpoints.seal(checkpoint)
+    resumed = replace(trained, train=replace(trained.train, resume=True))
+    if file == "training_args.bin":  # nobody reads it
+        fine_tuning.run(resumed)
+        return
+    with pytest.raises(UserError, match=r"checkpoint-2 is damaged\. Run without --train\.resume"):
+        fine_tuning.run(resumed)
+
+
+def test_vector_store(tmp_path, proof):
+    import chromadb
+    import numpy
+
+    def search(folder):
+        collection = vector_store.connect(folder, RagConfig()).get_collection("demo", embedding_function=None)
+        return collection.query(numpy.eye(1, 8), n_results=2)
+
+    client = vector_store.connect(tmp_path / "chroma", RagConfig())
+    rng = numpy.random.default_rng(7)
+    client.create_collection("demo", embedding_function=None).add(
+        ids=[str(n) for n in range(1200)], embeddings=rng.normal(size=(1200, 8)).astype("f4")
+    )
+    shutil.copytree(tmp_path / "chroma", tmp_path / "copy")
+    (metadata,) = (tmp_path / "copy").rglob("*.pickle")  # Chroma's reader of it knows no code
+    metadata.write_bytes(pickle.dumps(Code(proof)))
+    assert search(tmp_path / "chroma")
+    with pytest.raises(chromadb.errors.InternalError):
+        search(tmp_path / "copy")
 
 
 def test_base_model(tiny_model, tmp_path, proof):
