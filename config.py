@@ -20,6 +20,7 @@ PHI3_FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
 # What a condition can name and Chroma can hold; `text` is what the store calls the text of a piece.
 _METADATA_NAME = re.compile(r"(?!text$|chroma:)\w(?:[^=!<>]*[^=!<>\s])?")
+_COLLECTION_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 _CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(!=|<=|>=|=|<|>)\s*([^=<>\s].*?)\s*", re.DOTALL)
 
 
@@ -378,6 +379,9 @@ class RagConfig:
         if self.chunk_tokens is not None:
             enough = self.chunk_tokens > self.chunk_overlap_tokens
             _require(enough, "rag.chunk_tokens", "greater than rag.chunk_overlap_tokens", self.chunk_tokens)
+        if self.collection is not None:
+            usable = _COLLECTION_NAME.fullmatch(self.collection) is not None
+            _require(usable, "rag.collection", "3 to 512 letters, digits, or . _ - within", self.collection)
         _ = self.conditions  # a malformed one is an error at once
 
     @property
