@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from config import RagConfig
 from pipeline import bundled_models
 from pipeline.artifacts import UserError
-from pipeline.language_model import best_device, quiet_loading
+from pipeline.language_model import best_device, loading_errors, quiet_loading
 
 if TYPE_CHECKING:
     import numpy
@@ -50,7 +50,7 @@ def load_embeddings(config: RagConfig) -> HuggingFaceEmbeddings:
                 model_kwargs=model_kwargs,
                 encode_kwargs={"normalize_embeddings": True},
             )
-    except (OSError, ValueError) as error:
+    except loading_errors() as error:
         raise cannot_load("embedding model", config.embedding_model, error, "--rag.embedding-model") from error
     if sentence_transformer(embeddings).prompts.get("query"):
         embeddings.query_encode_kwargs = {**embeddings.encode_kwargs, "prompt_name": "query"}

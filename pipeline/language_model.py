@@ -262,12 +262,19 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def loading_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that the libraries raise where files of a model are missing or damaged."""
+    from safetensors import SafetensorError
+
+    return OSError, ValueError, KeyError, TypeError, SafetensorError
+
+
 @contextlib.contextmanager
 def helpful_loading_errors(name: str) -> Iterator[None]:
     """Turn the loading errors that a user can mend into one sentence."""
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except (*loading_errors(), ImportError) as error:
         reason = " ".join(str(error).split())
         if isinstance(error, ImportError) and "bitsandbytes" not in reason:
             raise

@@ -12,6 +12,7 @@ from config import Condition, RagConfig
 from pipeline import bundled_models, embedding, vector_store
 from pipeline.artifacts import UserError, command, read_manifest
 from pipeline.cleaning import normalise_title
+from pipeline.language_model import loading_errors
 from pipeline.lexical import FILE_NAME, LexicalIndex, words_of
 from pipeline.metadata import Metadata
 
@@ -87,7 +88,7 @@ def load_reranker(name: str) -> CrossEncoder:
     try:
         path, safe = bundled_models.resolve(name), {"use_safetensors": True}
         return CrossEncoder(path, num_labels=1, trust_remote_code=False, model_kwargs=safe)
-    except (OSError, ValueError) as error:
+    except loading_errors() as error:
         raise embedding.cannot_load("reranker", name, error, "--rag.reranker") from error
 
 
