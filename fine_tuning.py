@@ -68,8 +68,8 @@ def run(config: Config) -> Path:
             probe = ask_probe(config, tuned, prompt_format, question, "before")
         adapter = train(config, data, tuned, plan, batching, train_set, validation_set, metrics)
         if processes.is_main():
-            draw_curve(config)
             save_adapter(config, tuned, prompt_format, adapter)
+            draw_curve(config)
         if processes.answers():
             probe |= ask_probe(config, tuned, prompt_format, question, "after")
             metrics.update({"probe": probe} if probe else {})
@@ -268,6 +268,8 @@ def save_adapter(
         tuned.model.save_pretrained(temporary, state_dict=adapter)
         tuned.tokenizer.save_pretrained(temporary)
         prompt_format.save(temporary)
+        # The manifest tells which base model an adapter belongs to.
+        artifacts.withdraw_manifest(config.run_dir, "fine_tuning")
 
 
 def draw_curve(config: Config) -> None:

@@ -91,7 +91,7 @@ def merge(config: Config, adapter: Path, titles: Sequence[str], metrics: dict[st
     first = generation.generate(merged, prompt_format, [passages[0].prompt], greedy)[0].text
     folder = config.run_dir / "merged_model"
     # From here on a GGUF of an earlier run belongs to another model.
-    artifacts.manifest_path(config.run_dir, "merge_and_convert").unlink(missing_ok=True)
+    artifacts.withdraw_manifest(config.run_dir, "merge_and_convert")
     with artifacts.atomic_path(folder) as temporary:
         with language_model.quiet_loading():
             language_model.in_16_bits(merged).model.save_pretrained(temporary)

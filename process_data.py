@@ -52,6 +52,8 @@ def run(config: Config) -> Path:
             blocks = readers.blocks(source, data.read_title_from, data.read_content_from, data.metadata)
             clean_blocks(blocks, data, temporary, data.processes or default_processes(size), note)
             check_any_record(source, data, census)
+            # What reads the records takes their keys and splits from the manifest.
+            artifacts.withdraw_manifest(config.run_dir, "process_data")
         metrics.update(census.as_metrics())
     print_census(census, data)
     return target

@@ -38,7 +38,7 @@ def run(config: Config) -> Path:
         last = size_of_last_run(config)
         size = last or chunking.chunk_size(rag, load())
         # The collection is changed in place: until it is complete again, no reader may take it for finished.
-        artifacts.manifest_path(config.run_dir, "rag_indexing").unlink(missing_ok=True)
+        artifacts.withdraw_manifest(config.run_dir, "rag_indexing")
         store = vector_store.open_store(folder, rag, create=True)
         with tqdm(total=count, desc="Indexing", unit="record", dynamic_ncols=True) as bar:
             report = indexing.index(store, data.with_metadata(), size, rag, load, bar.update)

@@ -55,6 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder; on success it is renamed, otherwise removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    replaced = path.with_name(f".{path.name}.old.{os.getpid()}.tmp")
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         # What a program that was killed left behind.
         owner = int(left.suffixes[-2].removeprefix("."))
@@ -63,11 +64,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         with told_if_full(path.parent):
             yield temporary
-            if path.is_dir():
-                shutil.rmtree(path)
+            if path.is_dir():  # a folder cannot be renamed onto another, and removing one takes many steps
+                path.replace(replaced)
             temporary.replace(path)
     finally:
         _remove(temporary)
+        _remove(replaced)
 
 
 @contextlib.contextmanager
@@ -201,6 +203,11 @@ def file_hash(path: Path) -> str:
 def manifest_path(run_dir: Path, stage: str) -> Path:
     """Return where the manifest of a stage lies."""
     return run_dir / "manifests" / f"{stage}.json"
+
+
+def withdraw_manifest(run_dir: Path, stage: str) -> None:
+    """Remove the manifest of a stage, whose outputs are about to change: until it has another, no reader takes them."""
+    manifest_path(run_dir, stage).unlink(missing_ok=True)
 
 
 def read_manifest(run_dir: Path, stage: str) -> dict[str, Any]:

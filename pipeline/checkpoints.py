@@ -14,6 +14,8 @@ START_ANEW = "Run without --train.resume to start anew."
 
 def start(folder: Path, settings: dict[str, Any]) -> None:
     """Empty the folder that the trainer saves in, and note the settings of the run as flat names and values."""
+    # Without its settings, what is left of a run is none to go on from.
+    (folder / SETTINGS_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     write_json(folder / SETTINGS_FILE, settings)
 
@@ -42,7 +44,7 @@ def find(folder: Path, settings: dict[str, Any]) -> Path:
         UserError: there is no complete checkpoint, it is damaged, or its run had other settings.
     """
     complete = [checkpoint for checkpoint in folder.glob("checkpoint-*") if (checkpoint / HASHES_FILE).exists()]
-    if not complete:
+    if not complete or not (folder / SETTINGS_FILE).exists():
         raise UserError(f"There is no checkpoint in {folder} to resume from. {START_ANEW}")
     before = _read(folder / SETTINGS_FILE)
     changed = [name for name, value in settings.items() if before.get(name) != _as_json(value)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import UserError
+from pipeline.artifacts import UserError, atomic_write
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -33,8 +33,8 @@ def start_log(path: Path, after_step: int | None) -> None:
     if after_step is not None and not any(line["step"] <= 1 for line in read_log(path)):
         raise UserError(f"{path} is missing or damaged. Run without --train.resume to start anew.")
     kept = [line for line in read_log(path) if after_step is not None and line["step"] <= after_step]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    with atomic_write(path) as file:
+        file.writelines(json.dumps(line) + "\n" for line in kept)
 
 
 def validation_losses(path: Path) -> dict[int, float]:

@@ -1,126 +1,278 @@
-"""Kill a stage at random moments, run it again, and compare the result with that of an undisturbed run.
+"""Kill every stage at random moments with SIGKILL, run it again, and compare with what an undisturbed run made.
 
-python tests/faults/kill_and_rerun.py --stage rag_indexing --input my_products.jsonl --kills 20
+Half of the moments are drawn over the whole run, half from its first write to its end. With a tiny model and some hundred
+records; each stage reads what undisturbed runs of those before it made, which is kept in --work.
+
+    python tests/faults/kill_and_rerun.py --work /tmp/kills --stages process_data rag_indexing --kills 20
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
+import os
 import random
 import shutil
-import sqlite3
+import signal
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import tyro
+from conftest import build_llama, sample_lines
+from outputs import differences, incomplete, result
 
-from config import PROJECT_DIR, RagConfig
-from pipeline import vector_store
-from pipeline.lexical import FILE_NAME
+from config import PROJECT_DIR
+
+MODEL = ["--model.name", "{work}/model"]
+ANSWERS = ["--questions.held-out", "2", "--answers.max-new-tokens", "8", "--answers.batch-size", "2"]
+EMBEDDINGS = ["--rag.embedding-model", "{work}/embedder", "--rag.embedding-batch-tokens", "2048"]
+ADAPTER = ["--prompt.format", "alpaca", "--lora.r", "4", "--lora.alpha", "8"]
+STEPS = [
+    "--train.max-steps", "8", "--train.batch-size", "2", "--train.gradient-accumulation-steps", "1", "--train.max-length",
+    "128", "--train.validation-size", "8", "--train.logging-steps", "1",
+]  # fmt: skip
+TRAINING = [
+    *MODEL, *ADAPTER, *STEPS, "--train.eval-steps", "4", "--train.save-steps", "2", "--generation.max-new-tokens", "4",
+]  # fmt: skip
+# Stores after each batch, so that there is something to interrupt.
+STORE_OFTEN = "import pipeline.indexing; pipeline.indexing.SECONDS_BETWEEN_ADDS = 0; "
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A script, run small."""
+
+    reads: str | None
+    """The stage of whose outputs it makes its own."""
+    options: list[str]
+    before: str = ""
+    """Code that is run before its main()."""
+    resumes: bool = False
+    """Whether a rerun goes on from a checkpoint, if there is one."""
+    script: str = ""
+    """Its name, if that is not the name here."""
+
+
+STAGES = {
+    "process_data": Stage(None, ["--data.input", "{work}/raw.jsonl", "--data.processes", "2"]),
+    "foundation_model": Stage("process_data", [*MODEL, "--prompt.format", "alpaca", *ANSWERS]),
+    "fine_tuning": Stage("foundation_model", TRAINING),
+    "fine_tuning_resumed": Stage("foundation_model", TRAINING, resumes=True, script="fine_tuning"),
+    "ft_test_trained_model": Stage("fine_tuning", [*MODEL, *ANSWERS]),
+    "merge_and_convert": Stage(
+        "ft_test_trained_model",
+        [*MODEL, "--questions.held-out", "2", "--gguf.parity-tokens", "4", "--generation.max-new-tokens", "4"],
+    ),
+    "rag_indexing": Stage("ft_test_trained_model", EMBEDDINGS, STORE_OFTEN),
+    "rag_search_vs": Stage("rag_indexing", [*EMBEDDINGS, "--query", "ballet skirt for girls"]),
+    "rag_model_retriever": Stage("rag_indexing", [*MODEL, "--prompt.format", "alpaca", *ANSWERS, *EMBEDDINGS]),
+    "compare_models": Stage("rag_model_retriever", EMBEDDINGS),
+    "search_hyperparameters": Stage(
+        "process_data", [*MODEL, *ADAPTER, *STEPS, "--search.trials", "2", "--search.ranks", "4", "8"]
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is killed."""
+    """What is killed, and how often."""
 
-    input: Path
-    """The raw records."""
-    stage: Literal["process_data", "rag_indexing"] = "process_data"
-    """The stage."""
+    work: Path
+    """Folder for all that is made; what undisturbed runs made is used again."""
+    stages: tuple[str, ...] = tuple(STAGES)
+    """The stages."""
     kills: int = 20
-    """How often it is killed."""
-    from_second: float = 0.2
-    """Kills come at random moments from here to the end of an undisturbed run."""
+    """How often each is killed."""
+    kills_per_rerun: int = 4
+    """How often in a row, before it may finish."""
     seed: int = 3407
     """Seed of the moments."""
 
 
-def run(stage: str, folder: Path, source: Path, kill_after: float | None = None) -> bool:
-    """Run a stage, or kill it after some seconds; return whether it finished."""
-    options = ["--output-dir", str(folder)]
-    if stage == "process_data":
-        command = [sys.executable, "process_data.py", "--data.input", str(source), "--data.processes", "2", *options]
-    else:
-        # Stores after each batch, so that there is something to interrupt.
-        often = "import rag_indexing, pipeline.indexing as v; v.SECONDS_BETWEEN_ADDS = 0; rag_indexing.main()"
-        command = [sys.executable, "-c", often, *options]
-    process = subprocess.Popen(command, cwd=PROJECT_DIR, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        _, errors = process.communicate(timeout=kill_after)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return False
+@dataclass
+class Run:
+    """A run of a stage, finished or killed."""
+
+    finished: bool
+    seconds: float
+    first_write: float | None
+    """Seconds after which it changed something in its outputs."""
+    printed: str = ""
+
+
+def build_inputs(work: Path) -> None:
+    """Make the records, the language model and the embedding model."""
+    if (work / "embedder").exists():
+        return
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    from pipeline import bundled_models
+
+    work.mkdir(parents=True, exist_ok=True)
+    records = [json.loads(line) for line in sample_lines() if line.endswith("}")] * 6
+    # Above 1,000 pieces, after which Chroma writes the graph of its vectors to the disk.
+    numbered = [{**record, "title": f"{record['title']} No. {n}"} for n, record in enumerate(records)]
+    lines = "".join(json.dumps(record) + "\n" for record in numbered)
+    (work / "raw.jsonl").write_text(lines + "{damaged\n", encoding="utf-8")
+    torch.manual_seed(7)
+    build_llama(work / "model")
+    tokenizer = AutoTokenizer.from_pretrained(bundled_models.resolve("bundled/all-MiniLM-L6-v2"))
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    bert = work / "bert"
+    BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(bert)
+    tokenizer.save_pretrained(bert)
+    transformer = Transformer(str(bert), max_seq_length=256)
+    SentenceTransformer(modules=[transformer, Pooling(32)]).save(str(work / "embedder"))
+
+
+def run(work: Path, name: str, moment: Callable[[float | None], float | None], resume: bool = False) -> Run:
+    """Run a stage.
+
+    Args:
+        work: the folder of all.
+        name: of the stage.
+        moment: takes the seconds of the first write, if there was one, and returns those at which to kill; None is never.
+        resume: whether to go on from a checkpoint.
+    """
+    stage = STAGES[name]
+    script = stage.script or name
+    options = [option.replace("{work}", str(work)) for option in stage.options] + ["--train.resume"] * resume
+    start = f"{stage.before}import sys, {script}; sys.argv[0] = {script + '.py'!r}; {script}.main()"
+    command = [sys.executable, "-c", start, "--output-dir", str(work / "outputs"), *options]
+    printed = work / "printed.txt"
+    with printed.open("wb") as output:
+        before, began, first_write = state(work), time.monotonic(), None
+        process = subprocess.Popen(
+            command, cwd=PROJECT_DIR, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        while process.poll() is None:
+            seconds = time.monotonic() - began
+            if first_write is None and state(work) != before:
+                first_write = seconds
+            until = moment(first_write)
+            if until is not None and seconds >= until:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                return Run(False, seconds, first_write)
+            time.sleep(0.002)
+    text = printed.read_text(encoding="utf-8")
     if process.returncode:
-        raise SystemExit(f"{stage} failed by itself:\n{errors.decode()}")
-    return True
+        raise SystemExit(f"{name} failed by itself:\n{text}")
+    return Run(True, time.monotonic() - began, first_write, text)
 
 
-def result(stage: str, folder: Path) -> str:
-    """Return a hash of what a stage made."""
-    if stage == "process_data":
-        digest = hashlib.sha256()
-        for name in ("trn_processed.json", "rejected.jsonl"):
-            digest.update((folder / "demo" / name).read_bytes())
-        return digest.hexdigest()
-    collection = vector_store.open_store(folder / "demo" / "chroma", RagConfig()).collection
-    found = collection.get(include=["documents", "metadatas"])
-    rows = sorted(zip(found["ids"], found["documents"], map(str, found["metadatas"]), strict=True))
-    words = sqlite3.connect(folder / "demo" / FILE_NAME).execute("SELECT id, title, text FROM pieces ORDER BY id")
-    return f"{len(rows)} pieces, {hashlib.sha256(repr((rows, words.fetchall())).encode()).hexdigest()}"
+def state(work: Path) -> set[tuple[str, int]]:
+    """Return the names of all outputs, with the times of their last changes; those of locks are left out."""
+    found = set()
+    for folder, _, files in os.walk(work / "outputs"):
+        for file in files:
+            if not file.endswith(".lock"):
+                try:
+                    found.add((f"{folder}/{file}", os.stat(f"{folder}/{file}").st_mtime_ns))  # noqa: PTH116 -- fast
+                except FileNotFoundError:  # gone since it was listed
+                    found.add((f"{folder}/{file}", 0))
+    return found
 
 
-def start_again(stage: str, folder: Path) -> None:
-    """Remove what a stage made."""
-    (folder / "demo" / "manifests" / f"{stage}.json").unlink()
-    for name in ("chroma", FILE_NAME) if stage == "rag_indexing" else ("trn_processed.json", "rejected.jsonl"):
-        path = folder / "demo" / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def bring(source: Path | None, target: Path) -> None:
+    """Make a folder equal to another, or remove it."""
+    shutil.rmtree(target, ignore_errors=True)
+    if source is not None:
+        shutil.copytree(source, target)
 
 
-def check_whole(stage: str, folder: Path) -> None:
-    """A file that has its name is complete."""
-    target = folder / "demo" / "trn_processed.json"
-    if stage == "process_data" and target.exists():
-        assert target.read_bytes().endswith(b"\n]\n"), "an incomplete file has its final name"
+def start(work: Path, name: str) -> None:
+    """Leave in outputs/ what a stage reads, made by undisturbed runs."""
+    before = STAGES[name].reads
+    if before is not None and not (work / "after" / before).exists():
+        start(work, before)
+        run(work, before, lambda _: None)
+        bring(work / "outputs", work / "after" / before)
+    bring(work / "after" / before if before else None, work / "outputs")
+
+
+class Disturbed:
+    """A stage that is killed and run again, and what went wrong with it."""
+
+    def __init__(self, work: Path, name: str) -> None:
+        """Run it undisturbed."""
+        self.work, self.name = work, name
+        self.run_dir = work / "outputs" / "demo"
+        self.kills = self.after_write = self.reruns = self.left = 0
+        self.wrong: list[str] = []
+        start(work, name)
+        self.calm = run(work, name, lambda _: None)
+        self.expected = self.outcome(self.calm)
+        first = self.calm.first_write
+        self.first_write = self.calm.seconds if first is None else first
+        print(f"{name}: {self.calm.seconds:.1f} s undisturbed, first write after {self.first_write:.1f} s", flush=True)
+
+    def outcome(self, done: Run) -> dict[str, object]:
+        """Return all that a run left."""
+        found = result(self.run_dir)
+        return {**found, "printed": done.printed} if self.name == "rag_search_vs" else found
+
+    def go(self, kill: bool, rng: random.Random) -> bool:
+        """Run the stage, or kill it at a random moment; check what it leaves and return whether it finished."""
+        whole, share = rng.random() < 0.5, rng.random()
+
+        def moment(first_write: float | None) -> float | None:
+            if not kill or (not whole and first_write is None):
+                return None
+            return share * self.calm.seconds if whole else first_write + share * (self.calm.seconds - self.first_write)
+
+        checkpoints = self.run_dir.glob("checkpoints/*/trainer_state.json")
+        resume = STAGES[self.name].resumes and any(checkpoints)
+        done = run(self.work, self.name, moment, resume)
+        left = sorted(path.name for path in self.run_dir.rglob("*.tmp"))
+        if done.finished:
+            self.reruns += 1
+            found = differences(self.expected, self.outcome(done)) + [f"{name} is left" for name in left]
+            print(f"  finished{' with --train.resume' * resume}: {'; '.join(found) or 'equal'}", flush=True)
+        else:
+            self.kills += 1
+            self.after_write += done.first_write is not None
+            self.left += bool(left)
+            found = [f"{path} is incomplete" for path in incomplete(self.run_dir, self.expected)]
+            print(f"  killed after {done.seconds:.2f} s{': ' * bool(found)}{'; '.join(found)}", flush=True)
+        self.wrong += [f"after {self.kills} kills: {text}" for text in found]
+        return done.finished
+
+    def summary(self) -> str:
+        """Return the figures in a line."""
+        return (
+            f"{self.name}: {self.kills} kills, {self.after_write} after its first write, {self.left} left temporary files; "
+            f"{self.reruns} reruns: " + ("\n  ".join(["NOT EQUAL", *self.wrong]) if self.wrong else "EQUAL")
+        )
 
 
 def main(trial: Trial) -> None:
-    """Print each kill and whether the results agree."""
-    rng = random.Random(trial.seed)
-    with tempfile.TemporaryDirectory() as name:
-        calm, disturbed = Path(name) / "calm", Path(name) / "disturbed"
-        if trial.stage == "rag_indexing":
-            for folder in (calm, disturbed):
-                run("process_data", folder, trial.input)
-        started = time.monotonic()
-        run(trial.stage, calm, trial.input)
-        seconds = time.monotonic() - started
-        print(f"undisturbed: {seconds:.1f} s, {result(trial.stage, calm)}", flush=True)
-        killed = 0
-        while killed < trial.kills:
-            moment = rng.uniform(trial.from_second, seconds)
-            if run(trial.stage, disturbed, trial.input, moment):
-                print("finished: " + result(trial.stage, disturbed), flush=True)
-                assert result(trial.stage, disturbed) == result(trial.stage, calm)
-                start_again(trial.stage, disturbed)
-                continue
-            killed += 1
-            check_whole(trial.stage, disturbed)
-            print(f"killed {killed} after {moment:.2f} s", flush=True)
-        run(trial.stage, disturbed, trial.input)
-        agree = result(trial.stage, disturbed) == result(trial.stage, calm)
-        left = [path.name for path in (disturbed / "demo").iterdir() if path.name.endswith(".tmp")]
-        print(f"rerun: {result(trial.stage, disturbed)}; temporary files left: {len(left)}")
-        print("EQUAL" if agree else "DIFFERENT")
-        raise SystemExit(not agree)
+    """Disturb each stage and tell what went wrong."""
+    build_inputs(trial.work)
+    disturbed = []
+    for name in trial.stages:
+        rng = random.Random(f"{trial.seed}/{name}")
+        stage = Disturbed(trial.work, name)
+        disturbed.append(stage)
+        for turn in range(0, trial.kills, trial.kills_per_rerun):
+            if turn % (2 * trial.kills_per_rerun) == 0 or STAGES[name].resumes:
+                start(trial.work, name)  # otherwise it finds the outputs of a finished run
+            goal = stage.kills + min(trial.kills_per_rerun, trial.kills - turn)
+            while stage.kills < goal:
+                if stage.go(True, rng):
+                    start(trial.work, name)
+            stage.go(False, rng)
+    print("\n".join(stage.summary() for stage in disturbed))
+    raise SystemExit(any(stage.wrong for stage in disturbed))
 
 
 if __name__ == "__main__":
