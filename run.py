@@ -57,7 +57,8 @@ def main() -> None:
         if not options.install:
             run_stages(options, settings)
     except KeyboardInterrupt:
-        sys.exit("\nrun.py: interrupted.")
+        print("\nrun.py: interrupted; run it again to go on.", file=sys.stderr)
+        sys.exit(130)
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -204,17 +205,28 @@ def run_stages(options: argparse.Namespace, settings: dict[str, list[list[str]]]
             own += ["--query", example_query(run_dir, options.preset)]
         print(f"\n[{names.index(stage) + 1}/{len(names)}] {stage}.py\n", flush=True)
         started = time.monotonic()
-        done = subprocess.run([str(PYTHON), str(PROJECT_DIR / f"{stage}.py"), *common, *own])
+        status = run_to_its_end([str(PYTHON), str(PROJECT_DIR / f"{stage}.py"), *common, *own])
         seconds[stage] = time.monotonic() - started
-        if done.returncode != 0:
+        if status != 0:
             quoted = [f'"{part}"' if " " in part else part for part in sys.argv[1:]]
             again = " ".join(["python", "run.py", *quoted, "--from", stage])
             if stage == "fine_tuning":
                 again += " --train.resume" if any((run_dir / "checkpoints").glob("checkpoint-*")) else ""
-            problem = f"{stage}.py ended with exit status {done.returncode}. Mend it and go on with\n    {again}"
-            print(f"\nrun.py: {problem}", file=sys.stderr)
-            sys.exit(done.returncode)
+            end = "was interrupted. Go" if status == 130 else f"ended with exit status {status}. Mend it and go"
+            print(f"\nrun.py: {stage}.py {end} on with\n    {again}", file=sys.stderr)
+            sys.exit(status)
     print_summary(run_dir, seconds)
+
+
+def run_to_its_end(command: list[str]) -> int:
+    """Run a command and return its exit status, 130 after Ctrl-C, which the command gets too and must have time for."""
+    process, interrupted = subprocess.Popen(command), False
+    while process.poll() is None:
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            interrupted = True
+    return 130 if interrupted and process.returncode else process.returncode
 
 
 def example_query(run_dir: Path, preset: str) -> str:

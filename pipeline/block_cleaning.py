@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from config import DataConfig
+from pipeline import interruption
 from pipeline.artifacts import UserError
 from pipeline.cleaning import CLEANERS, rejection
 from pipeline.metadata import Metadata, kept
@@ -176,13 +177,15 @@ def _clean_there(
     context = multiprocessing.get_context("spawn")  # the same on every system, and safe beside threads
     connections: list[Connection] = []
     started: list[Any] = []
-    for _ in range(processes):
-        ours, theirs = context.Pipe()
-        started.append(context.Process(target=_serve, args=(theirs, data, target), daemon=True))
-        started[-1].start()
-        theirs.close()
-        connections.append(ours)
     try:
+        with interruption.held():
+            for _ in range(processes):
+                ours, theirs = context.Pipe()
+                connections.append(ours)
+                process = context.Process(target=_serve, args=(theirs, data, target), daemon=True)
+                process.start()
+                started.append(process)
+                theirs.close()
         working: collections.deque[Connection] = collections.deque()
         for number, block in enumerate(blocks):
             connection = connections[number % processes]
@@ -215,7 +218,7 @@ def _receive(connection: Connection) -> Any:
 
 def _serve(connection: Connection, data: DataConfig, target: Path) -> None:
     """Clean the blocks that come and write them when told where, until the connection is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, on Windows too
     waiting: collections.deque[list[bytes]] = collections.deque()
     tasks = _tasks(connection)
     try:
@@ -229,8 +232,11 @@ def _serve(connection: Connection, data: DataConfig, target: Path) -> None:
                     _write_texts(file, waiting.popleft(), *task)
                 else:
                     connection.send(None)
+    except ConnectionError:
+        return  # the parent was interrupted, and listens no more
     except Exception as error:
-        connection.send(error)
+        with contextlib.suppress(ConnectionError):
+            connection.send(error)
         collections.deque(tasks, maxlen=0)  # the parent hears of the error when it next listens
 
 
