@@ -264,6 +264,9 @@ def save_adapter(
 ) -> None:
     """Write lora_model/: the adapter, whose weights may have been gathered, the tokenizer and the prompt format."""
     folder = config.run_dir / "lora_model"
+    for settings in tuned.model.peft_config.values():
+        if isinstance(settings.target_modules, set):  # whose order is another in each process
+            settings.target_modules = sorted(settings.target_modules)
     with artifacts.atomic_path(folder) as temporary:
         tuned.model.save_pretrained(temporary, state_dict=adapter)
         tuned.tokenizer.save_pretrained(temporary)

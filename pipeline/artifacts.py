@@ -87,7 +87,8 @@ def told_if_full(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that gets its name only when the block ends without an error."""
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    # A file name that is not in the locale's encoding is written with the escapes of JSON, which read it back.
+    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
     with atomic_path(path) as temporary, temporary.open(mode, **text) as file:
         yield file
         file.flush()

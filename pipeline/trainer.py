@@ -144,6 +144,9 @@ class EndToEndTrainer(SFTTrainer):
         self.optimizer = flat_optimizer(weights, lambda vector: kind(vector, **options))
         return self.optimizer
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write none into the checkpoints: TRL reads its template in the locale's encoding, which it may not be in."""
+
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the forward passes of the training."""
         lengths = token_counts(self.train_dataset)
