@@ -13,6 +13,7 @@ import dataclasses
 import math
 import pickle
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,25 +56,28 @@ def run(config: Config) -> Path:
         with language_model.helpful_loading_errors(config.model.name):
             tokenizer = language_model.load_tokenizer(bundled_models.resolve(config.model.name))
         prompt_format = prompts.make_prompt_format(config.prompt, tokenizer)
-        train_set, validation_set = training_data.build_datasets(config, data, tokenizer, prompt_format, metrics)
+        with data.unchanged():
+            train_set, validation_set = training_data.build_datasets(config, data, tokenizer, prompt_format, metrics)
+            asked = questions.choose_questions(data, config.questions)
+            data_hash = artifacts.file_hash(data.path)
         plan, batching = plan_training(config, backend, train_set)
         base = load_base(config, plan, metrics)
         tuned = language_model.add_adapter(base, config.lora, config.train.seed, plan.checkpointing)
         training_report.print_parameters(tuned, metrics)
-        question = probe_question(config, data)
+        question = probe_question(config, asked)
         if question is not None and processes.shards_weights():
             print("The probe question is asked after the training alone: before it, no GPU has any weights.\n")
             probe = {}
         else:
             probe = ask_probe(config, tuned, prompt_format, question, "before")
-        adapter = train(config, data, tuned, plan, batching, train_set, validation_set, metrics)
+        adapter = train(config, data_hash, tuned, plan, batching, train_set, validation_set, metrics)
         if processes.is_main():
             save_adapter(config, tuned, prompt_format, adapter)
             draw_curve(config)
         if processes.answers():
             probe |= ask_probe(config, tuned, prompt_format, question, "after")
             metrics.update({"probe": probe} if probe else {})
-            test_queries(config, data, tuned, prompt_format)
+            test_queries(config, asked, tuned, prompt_format)
         processes.wait_for_all()
     return config.run_dir / "lora_model"
 
@@ -88,21 +92,21 @@ def check_optimizer(train: TrainConfig) -> None:
         )
 
 
-def resume_settings(config: Config, data: records.ProcessedData, plan: memory.TrainingPlan) -> dict[str, Any]:
+def resume_settings(config: Config, data_hash: str, plan: memory.TrainingPlan) -> dict[str, Any]:
     """Return what an interrupted run must have in common with the one that goes on."""
     settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("prompt", "model", "lora", "train")}
     for name in ("resume", "memory_gb", "gradient_checkpointing", "passes"):
         del settings["train"][name]
     settings["model"]["precision"] = plan.precision
     flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
-    return {**flat, "data": artifacts.file_hash(data.path)}
+    return {**flat, "data": data_hash}
 
 
-def probe_question(config: Config, data: records.ProcessedData) -> str | None:
+def probe_question(config: Config, asked: Sequence[questions.Question]) -> str | None:
     """Return the question of --questions.probe about the first title, for the processes that answer it."""
     if config.questions.probe is None or not processes.answers():
         return None
-    return config.questions.probe.replace("{title}", questions.choose_questions(data, config.questions)[0].title)
+    return config.questions.probe.replace("{title}", asked[0].title)
 
 
 def ask_probe(
@@ -164,7 +168,7 @@ def load_base(config: Config, plan: memory.TrainingPlan, metrics: dict[str, Any]
 
 def train(
     config: Config,
-    data: records.ProcessedData,
+    data_hash: str,
     tuned: language_model.LanguageModel,
     plan: memory.TrainingPlan,
     batching: Batching,
@@ -184,7 +188,7 @@ def train(
 
     folder, log = config.run_dir / "checkpoints", config.run_dir / "training_log.jsonl"
     # Only now: a model that cannot be loaded must not cost the checkpoints of the run before.
-    settings = resume_settings(config, data, plan)
+    settings = resume_settings(config, data_hash, plan)
     checkpoint = checkpoints.find(folder, settings) if config.train.resume else None
     processes.wait_for_all()
     if processes.is_main():
@@ -286,12 +290,11 @@ def draw_curve(config: Config) -> None:
 
 def test_queries(
     config: Config,
-    data: records.ProcessedData,
+    asked: Sequence[questions.Question],
     tuned: language_model.LanguageModel,
     prompt_format: prompts.PromptFormat,
 ) -> None:
     """Ask the trained model twice: one answer printed whole, one as it is written."""
-    asked = questions.choose_questions(data, config.questions)
     tuned = language_model.for_inference(tuned)
     whole, streamed = asked[0], asked[1 % len(asked)]
     answer = generation.generate(tuned, prompt_format, [prompt_format.prompt(whole.title)], config.generation)[0]

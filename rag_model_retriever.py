@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,11 +59,17 @@ class AnsweringModel:
 def run(config: Config, options: RetrieverOptions) -> Path | None:
     """Answer with retrieval; return the path of the last answers, or None if only the user's title was asked."""
     data = records.open_processed(config.run_dir)
-    artifacts.require_current(config.run_dir, "rag_indexing", data.path)
-    retriever = retrieval.open_retriever(config.run_dir, config.rag)
+    index = artifacts.require_current(config.run_dir, "rag_indexing", data.path)
+
+    def reading() -> AbstractContextManager[None]:
+        return artifacts.unchanged(config.run_dir, "rag_indexing", index)
+
+    with reading():
+        retriever = retrieval.open_retriever(config.run_dir, config.rag)
     if options.title is not None:
         asked = [questions.Question(data.clean(options.title), "", "")]
-        found = retrieve(config.rag, retriever, asked)
+        with reading():
+            found = retrieve(config.rag, retriever, asked)
         for model in load_models(config, data):
             print(f"\n{model.loaded.name}:")
             answer_titles(config, retriever.lexical, model, asked, found)
@@ -70,13 +77,15 @@ def run(config: Config, options: RetrieverOptions) -> Path | None:
     settings = {name: getattr(config, name) for name in ("prompt", "model", "answers", "questions", "rag")}
     with artifacts.stage_manifest(config.run_dir, "rag_model_retriever", settings, [data.path]) as metrics:
         asked = questions.choose_questions(data, config.questions)
-        found = retrieve(config.rag, retriever, asked)
+        with reading():
+            found = retrieve(config.rag, retriever, asked)
         written = []
         for model in load_models(config, data):
             print(f"\nAnswering with {model.loaded.name} and retrieval")
             parts = [answers.DATA, answers.INDEX, *([answers.ADAPTER] if model.role == "finetuned" else [])]
             source = answers.made_from(config.run_dir, config.model.name, *parts)
-            entries = answer_titles(config, retriever.lexical, model, asked, found)
+            with reading():
+                entries = answer_titles(config, retriever.lexical, model, asked, found)
             name = f"{model.loaded.name} + retrieval"
             metrics[model.role] = {"model": name, "backend": model.loaded.backend, "device": model.loaded.device}
             path = config.run_dir / ANSWERS[model.role]

@@ -27,10 +27,13 @@ class SearchOptions:
 def run(config: Config, options: SearchOptions) -> None:
     """Print what fits the query, or each query that is typed."""
     data = records.open_processed(config.run_dir)
-    artifacts.require_current(config.run_dir, "rag_indexing", data.path)
-    retriever = retrieval.open_retriever(config.run_dir, config.rag)
+    index = artifacts.require_current(config.run_dir, "rag_indexing", data.path)
+    with artifacts.unchanged(config.run_dir, "rag_indexing", index):
+        retriever = retrieval.open_retriever(config.run_dir, config.rag)
     for query in [options.query] if options.query is not None else prompt_lines("Query"):
-        print_hits(retriever.search(data.clean(query), config.rag.k, config.rag.conditions), config)
+        with artifacts.unchanged(config.run_dir, "rag_indexing", index):
+            hits = retriever.search(data.clean(query), config.rag.k, config.rag.conditions)
+        print_hits(hits, config)
 
 
 def print_hits(hits: list[retrieval.Hit], config: Config) -> None:

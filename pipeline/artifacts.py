@@ -235,6 +235,32 @@ def require_unchanged(run_dir: Path, stage: str, name: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def unchanged(run_dir: Path, stage: str, manifest: dict[str, Any]) -> Iterator[None]:
+    """Be the block that reads the outputs of a stage, which may have been of two runs if the stage ran meanwhile.
+
+    Args:
+        manifest: that of the stage, read before the block.
+
+    Raises:
+        UserError: the stage has run since, or is at work: it has no manifest while it changes its outputs.
+    """
+
+    def require_same() -> None:
+        path = manifest_path(run_dir, stage)
+        if not path.exists() or read_json(path) != manifest:
+            raise UserError(
+                f"{stage}.py has changed what it made in {run_dir} while it was being read. Run this again when it has ended."
+            )
+
+    try:
+        yield
+    except Exception:  # what is half changed may be read in error
+        require_same()
+        raise
+    require_same()
+
+
 def require_current(run_dir: Path, stage: str, source: Path) -> dict[str, Any]:
     """Return the manifest of a stage, or raise a UserError if `source` has changed since the stage read it."""
     manifest = read_manifest(run_dir, stage)

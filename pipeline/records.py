@@ -7,11 +7,12 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.artifacts import UserError, atomic_write, read_manifest, require_unchanged
+from pipeline.artifacts import UserError, atomic_write, read_manifest, require_unchanged, unchanged
 from pipeline.cleaning import CLEANERS, normalise_title
 from pipeline.metadata import Metadata, Value
 
@@ -32,10 +33,16 @@ class ProcessedData:
     cleaning: Literal["default", "light", "legacy"]
     metadata: tuple[str, ...] = ()
     """Keys of the other fields that records may have."""
+    manifest: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What stage 1 noted of them."""
 
     def clean(self, text: str) -> str:
         """Clean a title that a user asks about as the titles of the data were cleaned."""
         return CLEANERS[self.cleaning](text)
+
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Return the context of a block that reads the records; a UserError ends it if stage 1 ran meanwhile."""
+        return unchanged(self.path.parent, "process_data", self.manifest)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield (title, content) of every record, in constant memory."""
@@ -86,7 +93,8 @@ class ProcessedData:
 def open_processed(run_dir: Path) -> ProcessedData:
     """Return the cleaned data of a run; a UserError if process_data.py has not made it, or it is another since."""
     path = require_unchanged(run_dir, "process_data", "trn_processed.json")
-    data = read_manifest(run_dir, "process_data")["settings"]["data"]
+    manifest = read_manifest(run_dir, "process_data")
+    data = manifest["settings"]["data"]
     return ProcessedData(
         path=path,
         title_key=data["write_title_as"],
@@ -95,6 +103,7 @@ def open_processed(run_dir: Path) -> ProcessedData:
         test_fraction=data["test_fraction"],
         cleaning=data["cleaning"],
         metadata=tuple(data.get("metadata", ())),  # manifests of old have none
+        manifest=manifest,
     )
 
 

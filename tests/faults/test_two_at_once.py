@@ -1,15 +1,21 @@
-"""A second run of a stage on the same outputs refuses; one that was killed holds nobody up."""
+"""A second run of a stage on the same outputs refuses; what reads the outputs of a stage never takes those of two runs."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from conftest import sample_lines
 
-from config import PROJECT_DIR
-from pipeline import artifacts
+import fine_tuning
+import process_data
+import rag_indexing
+import rag_search_vs
+from config import PROJECT_DIR, DataConfig
+from pipeline import artifacts, records, retrieval, trained_models
 from pipeline.artifacts import UserError
 
 HOLD = (
@@ -56,3 +62,90 @@ def test_a_command_says_it_in_one_sentence(tmp_path):
         done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 1 and "Another process_data.py is at work" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "demo" / "trn_processed.json").exists()
+
+
+@pytest.fixture
+def config(make_config, tmp_path):
+    """Settings with few records, cleaned."""
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text("\n".join(sample_lines()[:60]), encoding="utf-8")
+    config = make_config(data=DataConfig(input=raw, validation_fraction=0.2, test_fraction=0.2))
+    process_data.run(config)
+    return config
+
+
+@pytest.fixture
+def clean_otherwise(config):
+    """A function that runs stage 1 again, with other records under other keys and in other splits."""
+
+    def run() -> None:
+        data = replace(config.data, write_title_as="name", test_fraction=0.4, min_content_chars=100)
+        process_data.run(replace(config, data=data))
+
+    return run
+
+
+def before(monkeypatch, owner, name, act):
+    """Let something happen once, right before a function is called for the second time."""
+    original, calls = getattr(owner, name), []
+
+    def called(*arguments, **named):
+        calls.append(name)
+        if len(calls) == 2:
+            act()
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, called)
+
+
+def test_cleaning_while_a_training_reads(config, monkeypatch, clean_otherwise):
+    before(monkeypatch, records.ProcessedData, "sample", clean_otherwise)  # training records, then validation records
+    with pytest.raises(UserError, match=r"process_data\.py has changed what it made"):
+        fine_tuning.run(config)
+    assert not (config.run_dir / "checkpoints").exists()
+
+
+def test_cleaning_while_a_training_trains(config, monkeypatch, clean_otherwise):
+    original = fine_tuning.run_trainer
+
+    def run_trainer(*arguments):
+        clean_otherwise()
+        return original(*arguments)
+
+    monkeypatch.setattr(fine_tuning, "run_trainer", run_trainer)
+    folder = fine_tuning.run(config)  # has read what it needs
+    assert (folder / "adapter_model.safetensors").exists()
+    with pytest.raises(UserError, match=r"has changed since fine_tuning\.py read it"):
+        trained_models.adapter_folder(config.run_dir, config.model.name, config.run_dir / "trn_processed.json")
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_indexing_while_a_search_reads(config, monkeypatch, capsys, ends):
+    rag_indexing.run(config)
+    title = next(iter(records.open_processed(config.run_dir)))[0]
+
+    def index_again():
+        fewer = replace(config, data=replace(config.data, min_content_chars=200))
+        process_data.run(fewer)
+        if ends:
+            rag_indexing.run(fewer)
+        else:
+            artifacts.withdraw_manifest(config.run_dir, "rag_indexing")
+
+    search = retrieval.Retriever.search
+    monkeypatch.setattr(retrieval.Retriever, "search", lambda *them: (index_again(), search(*them))[1])
+    with pytest.raises(UserError, match=r"rag_indexing\.py has changed what it made .* Run this again"):
+        rag_search_vs.run(config, rag_search_vs.SearchOptions(title))
+    assert title not in capsys.readouterr().out
+
+
+def test_an_error_of_what_reads_half_changed_outputs_is_explained(tmp_path):
+    enter(tmp_path, "rag_indexing")
+    manifest = artifacts.read_manifest(tmp_path, "rag_indexing")
+    with pytest.raises(KeyError), artifacts.unchanged(tmp_path, "rag_indexing", manifest):
+        raise KeyError  # of its own
+    with pytest.raises(UserError, match="has changed"), artifacts.unchanged(tmp_path, "rag_indexing", manifest):
+        artifacts.withdraw_manifest(tmp_path, "rag_indexing")
+        raise KeyError
+    with pytest.raises(KeyboardInterrupt), artifacts.unchanged(tmp_path, "rag_indexing", manifest):
+        raise KeyboardInterrupt
