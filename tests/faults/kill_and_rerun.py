@@ -1,24 +1,27 @@
-"""Kill every stage at random moments with SIGKILL, run it again, and compare with what an undisturbed run made.
+"""Kill every stage at random moments, run it again, and compare with what an undisturbed run made.
 
-Half of the moments are drawn over the whole run, half from its first write to its end. With a tiny model and some hundred
-records; each stage reads what undisturbed runs of those before it made, which is kept in --work.
+With --signal SIGINT, which is Ctrl-C, a stage must also end in one sentence and exit status 130, and leave no temporary file.
+
+Half of the moments are drawn over the whole run, half from its first write to its end. A run is a process that has imported
+the libraries already. With a tiny model and some thousand records; each stage reads what undisturbed runs of those before it made, which is kept in --work.
 
     python tests/faults/kill_and_rerun.py --work /tmp/kills --stages process_data rag_indexing --kills 20
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -26,8 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import tyro
 from conftest import build_llama, sample_lines
 from outputs import differences, incomplete, result
-
-from config import PROJECT_DIR
+from warm_start import Starter
 
 MODEL = ["--model.name", "{work}/model"]
 ANSWERS = ["--questions.held-out", "2", "--answers.max-new-tokens", "8", "--answers.batch-size", "2"]
@@ -93,6 +95,8 @@ class Trial:
     """How often in a row, before it may finish."""
     seed: int = 3407
     """Seed of the moments."""
+    signal: Literal["SIGKILL", "SIGINT"] = "SIGKILL"
+    """What is sent to the stage and all processes that it started."""
 
 
 @dataclass
@@ -103,7 +107,8 @@ class Run:
     seconds: float
     first_write: float | None
     """Seconds after which it changed something in its outputs."""
-    printed: str = ""
+    printed: str
+    status: int
 
 
 def build_inputs(work: Path) -> None:
@@ -134,40 +139,56 @@ def build_inputs(work: Path) -> None:
     SentenceTransformer(modules=[transformer, Pooling(32)]).save(str(work / "embedder"))
 
 
-def run(work: Path, name: str, moment: Callable[[float | None], float | None], resume: bool = False) -> Run:
+def run(
+    starter: Starter,
+    work: Path,
+    name: str,
+    moment: Callable[[float | None], float | None] = lambda _: None,
+    resume: bool = False,
+    number: signal.Signals = signal.SIGKILL,
+) -> Run:
     """Run a stage.
 
     Args:
+        starter: starts it.
         work: the folder of all.
         name: of the stage.
         moment: takes the seconds of the first write, if there was one, and returns those at which to kill; None is never.
         resume: whether to go on from a checkpoint.
+        number: the signal that kills.
     """
     stage = STAGES[name]
-    script = stage.script or name
     options = [option.replace("{work}", str(work)) for option in stage.options] + ["--train.resume"] * resume
-    start = f"{stage.before}import sys, {script}; sys.argv[0] = {script + '.py'!r}; {script}.main()"
-    command = [sys.executable, "-c", start, "--output-dir", str(work / "outputs"), *options]
     printed = work / "printed.txt"
-    with printed.open("wb") as output:
-        before, began, first_write = state(work), time.monotonic(), None
-        process = subprocess.Popen(
-            command, cwd=PROJECT_DIR, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        while process.poll() is None:
-            seconds = time.monotonic() - began
-            if first_write is None and state(work) != before:
-                first_write = seconds
-            until = moment(first_write)
-            if until is not None and seconds >= until:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                return Run(False, seconds, first_write)
-            time.sleep(0.002)
+    before, began, first_write, killed = state(work), time.monotonic(), None, None
+    arguments = ["--output-dir", str(work / "outputs"), *options]
+    process = starter.start(stage.script or name, stage.before, arguments, printed)
+    while (status := starter.status()) is None:
+        seconds = time.monotonic() - began
+        if first_write is None and state(work) != before:
+            first_write = seconds
+        until = moment(first_write)
+        if killed is None and until is not None and seconds >= until:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process, number)
+            killed = seconds
+        time.sleep(0.002)
     text = printed.read_text(encoding="utf-8")
-    if process.returncode:
+    if killed is None and status:
         raise SystemExit(f"{name} failed by itself:\n{text}")
-    return Run(True, time.monotonic() - began, first_write, text)
+    seconds = time.monotonic() - began if killed is None else killed
+    return Run(status == 0, seconds, first_write, text, status)
+
+
+def complaints(done: Run, left: list[str]) -> list[str]:
+    """Return what is wrong with the end of a run that got Ctrl-C."""
+    if done.status == -signal.SIGINT and not done.printed:
+        return []  # before the first line of ours
+    last = done.printed.strip().rpartition("\n")[2]
+    good = done.status == 130 and ".py: interrupted; " in last and "Traceback" not in done.printed
+    return [f"{name} is left" for name in left] + (
+        [] if good else [f"exit status {done.status}: {done.printed[-2000:]}"]
+    )
 
 
 def state(work: Path) -> set[tuple[str, int]]:
@@ -190,12 +211,12 @@ def bring(source: Path | None, target: Path) -> None:
         shutil.copytree(source, target)
 
 
-def start(work: Path, name: str) -> None:
+def start(starter: Starter, work: Path, name: str) -> None:
     """Leave in outputs/ what a stage reads, made by undisturbed runs."""
     before = STAGES[name].reads
     if before is not None and not (work / "after" / before).exists():
-        start(work, before)
-        run(work, before, lambda _: None)
+        start(starter, work, before)
+        run(starter, work, before)
         bring(work / "outputs", work / "after" / before)
     bring(work / "after" / before if before else None, work / "outputs")
 
@@ -203,14 +224,14 @@ def start(work: Path, name: str) -> None:
 class Disturbed:
     """A stage that is killed and run again, and what went wrong with it."""
 
-    def __init__(self, work: Path, name: str) -> None:
+    def __init__(self, starter: Starter, work: Path, name: str, number: signal.Signals) -> None:
         """Run it undisturbed."""
-        self.work, self.name = work, name
+        self.starter, self.work, self.name, self.signal = starter, work, name, number
         self.run_dir = work / "outputs" / "demo"
         self.kills = self.after_write = self.reruns = self.left = 0
         self.wrong: list[str] = []
-        start(work, name)
-        self.last = run(work, name, lambda _: None)
+        start(starter, work, name)
+        self.last = run(starter, work, name)
         self.expected = self.outcome(self.last)
         wrote = "" if self.last.first_write is None else f", first write after {self.last.first_write:.1f} s"
         print(f"{name}: {self.last.seconds:.1f} s undisturbed{wrote}", flush=True)
@@ -232,7 +253,7 @@ class Disturbed:
 
         checkpoints = self.run_dir.glob("checkpoints/*/trainer_state.json")
         resume = STAGES[self.name].resumes and any(checkpoints)
-        done = run(self.work, self.name, moment, resume)
+        done = run(self.starter, self.work, self.name, moment, resume, self.signal)
         left = sorted(path.name for path in self.run_dir.rglob("*.tmp"))
         if done.finished:
             self.last, self.reruns = done, self.reruns + 1  # other programs may slow a machine for a while
@@ -243,6 +264,7 @@ class Disturbed:
             self.after_write += done.first_write is not None
             self.left += bool(left)
             found = [f"{path} is incomplete" for path in incomplete(self.run_dir, self.expected)]
+            found += complaints(done, left) if self.signal == signal.SIGINT else []
             print(f"  killed after {done.seconds:.2f} s{': ' * bool(found)}{'; '.join(found)}", flush=True)
         self.wrong += [f"after {self.kills} kills: {text}" for text in found]
         return done.finished
@@ -258,18 +280,19 @@ class Disturbed:
 def main(trial: Trial) -> None:
     """Disturb each stage and tell what went wrong."""
     build_inputs(trial.work)
+    starter = Starter()
     disturbed = []
     for name in trial.stages:
         rng = random.Random(f"{trial.seed}/{name}")
-        stage = Disturbed(trial.work, name)
+        stage = Disturbed(starter, trial.work, name, signal.Signals[trial.signal])
         disturbed.append(stage)
         for turn in range(0, trial.kills, trial.kills_per_rerun):
             if turn % (2 * trial.kills_per_rerun) == 0 or STAGES[name].resumes:
-                start(trial.work, name)  # otherwise it finds the outputs of a finished run
+                start(starter, trial.work, name)  # otherwise it finds the outputs of a finished run
             goal = stage.kills + min(trial.kills_per_rerun, trial.kills - turn)
             while stage.kills < goal:
                 if stage.go(True, rng):
-                    start(trial.work, name)
+                    start(starter, trial.work, name)
             stage.go(False, rng)
     print("\n".join(stage.summary() for stage in disturbed))
     raise SystemExit(any(stage.wrong for stage in disturbed))
