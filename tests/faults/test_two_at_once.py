@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -15,7 +17,7 @@ import process_data
 import rag_indexing
 import rag_search_vs
 from config import PROJECT_DIR, DataConfig
-from pipeline import artifacts, records, retrieval, trained_models
+from pipeline import artifacts, bundled_models, records, retrieval, trained_models
 from pipeline.artifacts import UserError
 
 HOLD = (
@@ -137,6 +139,22 @@ def test_indexing_while_a_search_reads(config, monkeypatch, capsys, ends):
     with pytest.raises(UserError, match=r"rag_indexing\.py has changed what it made .* Run this again"):
         rag_search_vs.run(config, rag_search_vs.SearchOptions(title))
     assert title not in capsys.readouterr().out
+
+
+def test_two_stages_unpack_a_model_once(tmp_path, monkeypatch):
+    """The second would replace the folder under the hands of the first, which reads it by then."""
+    unpacked = []
+
+    def unpack(_, folder):
+        unpacked.append(folder)
+        time.sleep(0.5)
+        folder.mkdir()
+
+    monkeypatch.setattr(bundled_models, "UNPACKED", tmp_path / "models")
+    monkeypatch.setattr(bundled_models, "unpack_smollm2", unpack)
+    with ThreadPoolExecutor() as pool:
+        folders = set(pool.map(bundled_models.resolve, ["bundled/SmolLM2-135M-Instruct"] * 2))
+    assert len(unpacked) == len(folders) == 1
 
 
 def test_an_error_of_what_reads_half_changed_outputs_is_explained(tmp_path):
