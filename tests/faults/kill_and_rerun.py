@@ -3,7 +3,8 @@
 With --signal SIGINT, which is Ctrl-C, a stage must also end in one sentence and exit status 130, and leave no temporary file.
 
 Half of the moments are drawn over the whole run, half from its first write to its end. A run is a process that has imported
-the libraries already. With a tiny model and some thousand records; each stage reads what undisturbed runs of those before it made, which is kept in --work.
+the libraries already, with a tiny model and some thousand records; it reads what undisturbed runs of the stages before made,
+which is kept in --work.
 
     python tests/faults/kill_and_rerun.py --work /tmp/kills --stages process_data rag_indexing --kills 20
 """
@@ -42,6 +43,7 @@ STEPS = [
 TRAINING = [
     *MODEL, *ADAPTER, *STEPS, "--train.eval-steps", "4", "--train.save-steps", "2", "--generation.max-new-tokens", "4",
 ]  # fmt: skip
+IGNORED = 3.0  # seconds to the end after which Ctrl-C was not heard
 # Stores after each batch, so that there is something to interrupt.
 STORE_OFTEN = "import pipeline.indexing; pipeline.indexing.SECONDS_BETWEEN_ADDS = 0; "
 
@@ -109,6 +111,8 @@ class Run:
     """Seconds after which it changed something in its outputs."""
     printed: str
     status: int
+    to_end: float
+    """Seconds from the signal to its end."""
 
 
 def build_inputs(work: Path) -> None:
@@ -176,19 +180,20 @@ def run(
     text = printed.read_text(encoding="utf-8")
     if killed is None and status:
         raise SystemExit(f"{name} failed by itself:\n{text}")
-    seconds = time.monotonic() - began if killed is None else killed
-    return Run(status == 0, seconds, first_write, text, status)
+    ended = time.monotonic() - began
+    seconds = ended if killed is None else killed
+    return Run(status == 0, seconds, first_write, text, status, ended - seconds)
 
 
 def complaints(done: Run, left: list[str]) -> list[str]:
     """Return what is wrong with the end of a run that got Ctrl-C."""
-    if done.status == -signal.SIGINT and not done.printed:
-        return []  # before the first line of ours
     last = done.printed.strip().rpartition("\n")[2]
     good = done.status == 130 and ".py: interrupted; " in last and "Traceback" not in done.printed
-    return [f"{name} is left" for name in left] + (
-        [] if good else [f"exit status {done.status}: {done.printed[-2000:]}"]
-    )
+    if done.finished:
+        good = done.to_end < IGNORED  # as it ended anyway
+    elif done.status == -signal.SIGINT:
+        good = not done.printed  # before the first line of ours
+    return [f"{name} is left" for name in left] + [f"exit status {done.status}: {done.printed[-2000:]}"] * (not good)
 
 
 def state(work: Path) -> set[tuple[str, int]]:
@@ -255,16 +260,16 @@ class Disturbed:
         resume = STAGES[self.name].resumes and any(checkpoints)
         done = run(self.starter, self.work, self.name, moment, resume, self.signal)
         left = sorted(path.name for path in self.run_dir.rglob("*.tmp"))
+        found = complaints(done, left) if self.signal == signal.SIGINT else []
         if done.finished:
             self.last, self.reruns = done, self.reruns + 1  # other programs may slow a machine for a while
-            found = differences(self.expected, self.outcome(done)) + [f"{name} is left" for name in left]
+            found += differences(self.expected, self.outcome(done)) + [f"{name} is left" for name in left]
             print(f"  finished{' with --train.resume' * resume}: {'; '.join(found) or 'equal'}", flush=True)
         else:
             self.kills += 1
             self.after_write += done.first_write is not None
             self.left += bool(left)
-            found = [f"{path} is incomplete" for path in incomplete(self.run_dir, self.expected)]
-            found += complaints(done, left) if self.signal == signal.SIGINT else []
+            found += [f"{path} is incomplete" for path in incomplete(self.run_dir, self.expected)]
             print(f"  killed after {done.seconds:.2f} s{': ' * bool(found)}{'; '.join(found)}", flush=True)
         self.wrong += [f"after {self.kills} kills: {text}" for text in found]
         return done.finished
