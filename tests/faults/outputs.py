@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 TIMES = {"seconds", "started", "samples_per_second", "tokens_per_second", "peak_memory_gib", "command", "hours"}
+SESSION = {"resume", "mean_training_loss"}  # of a training that goes on: the second is of the steps since
 CLOSE = 1e-3  # of numbers that a resumed training, or a batch of other texts, may round otherwise
 # Folders of other programs, which say themselves what in them is complete.
 FOREIGN = ("chroma", "checkpoints", "hyperparameter_search")
@@ -47,7 +48,7 @@ def files(run_dir: Path) -> list[Path]:
 def without_times(value: Any) -> Any:
     """Return JSON without what two runs of the same never have in common."""
     if isinstance(value, dict):
-        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
+        return {key: without_times(item) for key, item in value.items() if key not in TIMES | SESSION}
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
@@ -75,11 +76,24 @@ def pieces(run_dir: Path) -> dict[str, Any]:
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """Return what of a run is otherwise than expected, in words."""
-    return [
-        f"{name} is {'different' if name in expected and name in found else 'lost' if name in expected else 'new'}"
-        for name in sorted(expected.keys() | found.keys())
-        if not equal(expected.get(name), found.get(name))
-    ]
+    words = []
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in expected or name not in found:
+            words.append(f"{name} is {'new' if name in found else 'lost'}")
+        elif not equal(expected[name], found[name]):
+            words.append(f"{name} is different: {first_difference(expected[name], found[name])}")
+    return words
+
+
+def first_difference(one: Any, other: Any) -> str:
+    """Return where two values differ, and the values there, in words."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        key = next(key for key in one if not equal(one[key], other[key]))
+        return f"{key} {first_difference(one[key], other[key])}"
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        place = next(n for n, pair in enumerate(zip(one, other, strict=True)) if not equal(*pair))
+        return f"[{place}] {first_difference(one[place], other[place])}"
+    return f"{str(one)[:100]}, {str(other)[:100]}"
 
 
 def equal(one: Any, other: Any) -> bool:
