@@ -232,10 +232,8 @@ def _serve(connection: Connection, data: DataConfig, target: Path) -> None:
                     _write_texts(file, waiting.popleft(), *task)
                 else:
                     connection.send(None)
-    except ConnectionError:
-        return  # the parent was interrupted, and listens no more
     except Exception as error:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError):  # a parent that was interrupted listens no more
             connection.send(error)
         collections.deque(tasks, maxlen=0)  # the parent hears of the error when it next listens
 
