@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import difflib
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -118,6 +120,9 @@ def run_stage(
             raise
         print(f"\n{stage}.py: the GPU has not enough memory. {OUT_OF_MEMORY_REMEDY}", file=sys.stderr)
         raise SystemExit(1) from None
+    finally:
+        # All is done and said; libraries take a second to end, in which Ctrl-C would kill without a word.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def next_command(stage: str, config: Config) -> str:

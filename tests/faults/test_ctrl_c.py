@@ -62,6 +62,20 @@ def test_while_a_library_is_imported(module, make_config):
     interrupted_at_import(module, "foundation_model", *options)
 
 
+def test_while_a_finished_stage_ends(tmp_path):
+    """Its work is done: nothing is said of an interruption, and the exit status is that of the work."""
+    code = (
+        "import atexit, os, signal, sys, time, process_data\n"
+        "sys.argv[0] = 'process_data.py'\n"
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.2)))\n"
+        "process_data.main()"
+    )
+    command = [sys.executable, "-c", code, "--output-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0 and "Written:" in done.stdout, done.stderr
+    assert "KeyboardInterrupt" not in done.stderr and "interrupted" not in done.stderr
+
+
 @pytest.fixture(scope="module")
 def large_input(tmp_path_factory):
     """Records that two processes clean for some seconds."""

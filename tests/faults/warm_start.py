@@ -72,6 +72,7 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
+    sys.stdout.reconfigure(line_buffering=True)  # in the order of what it writes to standard error
     sys.argv = [f"{script}.py", *arguments]
     exec(code)
     importlib.import_module(script).main()
