@@ -78,7 +78,10 @@ def _bare(axes: Any) -> None:
 
 def _svg(drawing: Drawing) -> str:
     """Return a drawing as an svg element, transparent, of the width of the page."""
+    import matplotlib
+
     file = io.StringIO()
-    drawing.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context({"svg.hashsalt": "comparison"}):  # without it, ids are random
+        drawing.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     return svg[svg.index("<svg") :]

@@ -81,3 +81,22 @@ def test_training(tmp_path, tiny_model):
         found.append(contents(folder / "demo"))
     assert {"trn_processed_dataset.json", "lora_model/adapter_model.safetensors"} <= found[0].keys()
     assert [name for name in found[0] if found[0][name] != found[1].get(name)] == []
+
+
+def test_comparing(tmp_path):
+    """The page, with its charts, and the bootstrap."""
+    found = []
+    for name in ("hash seed", "ASCII"):
+        run_dir = tmp_path / name.split()[0] / "demo"
+        run("process_data", run_dir.parent, environment={})
+        for number, file in enumerate(("foundation_answers.json", "finetuned_answers.json")):
+            answers = [
+                {"title": f"Title {n}", "split": "test", "reference": "a wooden train set", "answer": "a train " * (n + number),
+                 "tokens": 2 * n, "ended": True, "seconds": 1.0}
+                for n in range(6)
+            ]  # fmt: skip
+            artifacts.write_json(run_dir / file, {"model": "tiny", "generation": {}, "answers": answers})
+        run("compare_models", run_dir.parent, environment=ENVIRONMENTS[name])
+        found.append({path.name: path.read_bytes() for path in run_dir.glob("comparison.*")})
+    assert len(found[0]) == 3
+    assert [name for name in found[0] if found[0][name] != found[1].get(name)] == []
