@@ -29,17 +29,71 @@ def _require(condition: bool, setting: str, rule: str, value: object) -> None:
         raise ValueError(f"{setting} must be {rule}, not {value!r}.")
 
 
-def _require_positive(section: str, config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None:
-            _require(math.isfinite(value) and value > 0, f"{section}.{name}", "greater than 0", value)
+# The least and the greatest value of every number that can be set. What is beyond is a slip of the finger, or fails in a
+# library with a message that names no setting.
+_MANY = 10**9
+_SMALLEST = 1e-9  # of what must be above 0
+_SEEDS = (0, 2**31 - 1)
+_TOKENS = (1, 2**20)
+_RANGES: dict[str, tuple[float, float]] = {
+    "data.min_content_chars": (0, _MANY),
+    "data.validation_fraction": (0, 1),
+    "data.test_fraction": (0, 1),
+    "data.processes": (1, 64),
+    "lora.r": (1, 1024),
+    "lora.alpha": (1, 65_536),
+    "lora.dropout": (0, 0.99),
+    "train.sample_size": (1, _MANY),
+    "train.validation_size": (0, _MANY),
+    "train.epochs": (_SMALLEST, 10_000),
+    "train.max_steps": (1, _MANY),
+    "train.batch_size": (1, 65_536),
+    "train.gradient_accumulation_steps": (1, 65_536),
+    "train.tokens_per_step": (256, _MANY),
+    "train.passes": (1, 65_536),
+    "train.memory_gb": (_SMALLEST, 100_000),
+    "train.learning_rate": (_SMALLEST, 1),
+    "train.warmup_steps": (0, _MANY),
+    "train.weight_decay": (0, 10),
+    "train.max_grad_norm": (_SMALLEST, 1_000_000),
+    "train.max_length": (8, _TOKENS[1]),
+    "train.logging_steps": (1, _MANY),
+    "train.eval_steps": (_SMALLEST, _MANY),
+    "train.save_steps": (1, _MANY),
+    "train.seed": _SEEDS,
+    "max_new_tokens": (1, 32_768),  # of generation and of answers, as the next three
+    "temperature": (0, 100),
+    "batch_size": (1, 65_536),
+    "seed": _SEEDS,
+    "questions.held_out": (0, 1_000_000),
+    "questions.seed": _SEEDS,
+    "gguf.parity_prompts": (1, 10_000),
+    "gguf.parity_tokens": (1, 1024),
+    "gguf.min_agreement": (0, 1),
+    "rag.chunk_tokens": _TOKENS,
+    "rag.chunk_overlap_tokens": (0, _TOKENS[1]),
+    "rag.embedding_batch_tokens": (1, _MANY),
+    "rag.k": (1, 1000),
+    "rag.min_score": (0, 1),
+    "rag.max_context_tokens": _TOKENS,
+    "search.trials": (1, 100_000),
+    "search.learning_rate_low": (_SMALLEST, 1),
+    "search.learning_rate_high": (_SMALLEST, 1),
+    "search.ranks": (1, 1024),
+    "search.epochs": (_SMALLEST, 10_000),
+    "search.hours": (_SMALLEST, 100_000),
+}
 
 
-def _require_at_least_zero(section: str, config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(math.isfinite(value) and value >= 0, f"{section}.{name}", "0 or more", value)
+def _require_ranges(section: str, config: object) -> None:
+    """Raise a ValueError unless every number of a section (`train.`), or of a tuple in it, is in its range."""
+    for setting in fields(config):
+        value = getattr(config, setting.name)
+        for number in value if isinstance(value, tuple) else [value]:
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                name = section + setting.name
+                low, high = _RANGES[name]
+                _require(low <= number <= high, name, f"between {low:,} and {high:,}", number)
 
 
 @dataclass(frozen=True)
@@ -73,8 +127,7 @@ class DataConfig:
     """Processes that clean; None takes one a core, up to 8, where the input is large enough to gain from it."""
 
     def __post_init__(self) -> None:
-        _require_positive("data", self, "processes")
-        _require_at_least_zero("data", self, "min_content_chars", "validation_fraction", "test_fraction")
+        _require_ranges("data.", self)
         held_out = self.validation_fraction + self.test_fraction
         _require(held_out < 1, "data.validation_fraction + data.test_fraction", "less than 1", held_out)
         _require(
@@ -139,8 +192,7 @@ class LoraConfig:
     """Names of the linear layers that get an adapter."""
 
     def __post_init__(self) -> None:
-        _require_positive("lora", self, "r", "alpha")
-        _require(0 <= self.dropout < 1, "lora.dropout", "at least 0 and below 1", self.dropout)
+        _require_ranges("lora.", self)
         _require(len(self.target_modules) > 0, "lora.target_modules", "one name or more", self.target_modules)
 
 
@@ -203,27 +255,9 @@ class TrainConfig:
     """Seed of the sample, the shuffling, the adapter's first weights and dropout."""
 
     def __post_init__(self) -> None:
-        _require_positive(
-            "train",
-            self,
-            "sample_size",
-            "epochs",
-            "max_steps",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "passes",
-            "memory_gb",
-            "learning_rate",
-            "max_grad_norm",
-            "logging_steps",
-            "eval_steps",
-            "save_steps",
-        )
-        _require_at_least_zero("train", self, "validation_size", "warmup_steps", "weight_decay", "seed")
+        _require_ranges("train.", self)
         whole = self.eval_steps is None or self.eval_steps < 1 or float(self.eval_steps).is_integer()
         _require(whole, "train.eval_steps", "below 1 or a whole number", self.eval_steps)
-        _require(self.tokens_per_step >= 256, "train.tokens_per_step", "256 or more", self.tokens_per_step)
-        _require(self.max_length >= 8, "train.max_length", "8 or more", self.max_length)
 
     @property
     def records_per_step(self) -> int:
@@ -262,8 +296,9 @@ class GenerationConfig:
     """Seed of the sampling."""
 
     def __post_init__(self) -> None:
-        _require_positive("generation", self, "max_new_tokens", "batch_size")
-        _require_at_least_zero("generation", self, "temperature", "seed")
+        _require_ranges("", self)
+        colder = 0 < self.temperature < 0.01  # what is divided by less is no number any more
+        _require(not colder, "temperature", "0, or 0.01 or more", self.temperature)
 
 
 @dataclass(frozen=True)
@@ -280,7 +315,7 @@ class QuestionsConfig:
     """Seed of the draw."""
 
     def __post_init__(self) -> None:
-        _require_at_least_zero("questions", self, "held_out", "seed")
+        _require_ranges("questions.", self)
 
 
 @dataclass(frozen=True)
@@ -301,8 +336,7 @@ class GgufConfig:
     """Share of those decisions that must agree, or the stage fails."""
 
     def __post_init__(self) -> None:
-        _require_positive("gguf", self, "parity_prompts", "parity_tokens")
-        _require(0 <= self.min_agreement <= 1, "gguf.min_agreement", "between 0 and 1", self.min_agreement)
+        _require_ranges("gguf.", self)
         if self.file_name is not None:
             plain = self.file_name.endswith(".gguf") and Path(self.file_name).name == self.file_name
             _require(plain, "gguf.file_name", "a plain file name that ends in .gguf", self.file_name)
@@ -374,8 +408,7 @@ class RagConfig:
     """Tokens of prompt and retrieved texts together; the answer's tokens come on top."""
 
     def __post_init__(self) -> None:
-        _require_positive("rag", self, "embedding_batch_tokens", "k", "max_context_tokens")
-        _require_at_least_zero("rag", self, "chunk_overlap_tokens", "min_score")
+        _require_ranges("rag.", self)
         if self.chunk_tokens is not None:
             enough = self.chunk_tokens > self.chunk_overlap_tokens
             _require(enough, "rag.chunk_tokens", "greater than rag.chunk_overlap_tokens", self.chunk_tokens)
@@ -427,13 +460,13 @@ class SearchConfig:
     """Hours after which no new trial begins; None sets no limit."""
 
     def __post_init__(self) -> None:
-        _require_positive("search", self, "trials", "learning_rate_low", "learning_rate_high", "hours")
+        _require_ranges("search.", self)
         low, high = self.learning_rate_low, self.learning_rate_high
         _require(low <= high, "search.learning_rate_low", "at most search.learning_rate_high", low)
         for name in ("ranks", "epochs"):
             choices = getattr(self, name)
-            fine = len(choices) == len(set(choices)) > 0 and all(math.isfinite(c) and c > 0 for c in choices)
-            _require(fine, f"search.{name}", "one value or more, all different and greater than 0", choices)
+            fine = len(choices) == len(set(choices)) > 0
+            _require(fine, f"search.{name}", "one value or more, all different", choices)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ from pipeline.rows import Unreadable
 REASONS = ("empty title", "empty content", "too short", "duplicate", "unreadable")
 MEMORISATION_SHARE = 0.5  # above this share of repeated pairs, a model learns them by heart
 WORTH_PROCESSES = 16 << 20  # bytes of input from which starting processes pays
+MOST_EXPECTED = (
+    1 << 26
+)  # records for which there is room from the start; a block of a gzip file may seem to take no byte
 MOST_PROCESSES = 8  # what one process can merge
 
 
@@ -185,7 +188,7 @@ class Census:
     def _seen_before(self, block: BlockSummary) -> list[int]:
         if self._seen is None and block.records:
             blocks = self._input_size / max(block.stored_bytes, 1)
-            self._seen = SeenHashes(expected=int(blocks * len(block.records)))
+            self._seen = SeenHashes(expected=min(int(blocks * len(block.records)), MOST_EXPECTED))
         return self._seen.add(block.records) if self._seen is not None else []
 
     def as_metrics(self) -> dict[str, object]:

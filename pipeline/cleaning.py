@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import html
 import re
+import sys
 import unicodedata
+from typing import Literal
 
 _ENTITY = re.compile(r"&(?:#\d{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,31};)")
-_COMMENT_OR_CODE = re.compile(r"<!--.*?-->|<(script|style)\b[^>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+# What is removed with all that it holds: where it begins and where it ends.
+_REMOVED = {
+    "comment": (r"!--", re.compile(r"-->")),
+    "script": (r"script\b[^>]*>", re.compile(r"</script\s*>", re.IGNORECASE)),
+    "style": (r"style\b[^>]*>", re.compile(r"</style\s*>", re.IGNORECASE)),
+}
 _INLINE = "a|abbr|b|big|cite|code|em|font|i|ins|mark|q|s|small|span|strike|strong|sub|sup|tt|u"
 _BLOCK = (
     "article|blockquote|body|br|caption|center|dd|div|dl|dt|figure|footer|h[1-6]|head|header|hr|html|iframe|img|input|"
@@ -27,6 +35,11 @@ _FOLDED_ASCII = bytes(ord(chr(code).lower()) if code < 128 and chr(code).isalnum
 _LEGACY_REMOVED = re.compile(r"[^\w\s]")
 
 _LONGEST_DECODE = 3  # "&amp;amp;#8217;" needs three rounds; nothing real needs a fourth
+_LONGEST_LITERAL = 1 << 18  # characters; Python's parser takes some 260 bytes of memory for each
+# Unicode's normal forms sort the marks on a letter in a time that grows with the square of their number.
+_MANY_MARKS = 512
+_MARKS_OF_A_LETTER = 30  # as many as Unicode's Stream-Safe Text Format has (UAX #15)
+_GRAPHEME_JOINER = "\u034f"  # ends a run of marks and is itself invisible
 
 
 def clean(text: str) -> str:
@@ -36,7 +49,7 @@ def clean(text: str) -> str:
         # In bytes, which takes a third of the time.
         text = text.encode().translate(_ASCII_WHITE_SPACE_TO_BLANK, _ASCII_INVISIBLE).decode()
     else:
-        text = unicodedata.normalize("NFC", text)
+        text = normal_form("NFC", text)
         if not text.isprintable():
             text = " ".join(text.split())
         if not text.isprintable():
@@ -58,7 +71,7 @@ def clean_light(text: str) -> str:
             if text == encoded:
                 break
     if "<" in text:
-        text = _COMMENT_OR_CODE.sub(" ", text)
+        text = _without_comments_and_code(text)
         text = _BLOCK_TAG.sub(" ", text)
         text = _INLINE_TAG.sub("", text)
     return text.strip()
@@ -77,7 +90,7 @@ def normalise_title(title: str) -> str:
     if title.isascii():
         kept = title.encode().translate(_FOLDED_ASCII).decode()
     else:
-        kept = _SIGNS.sub(" ", unicodedata.normalize("NFC", title.casefold()))
+        kept = _SIGNS.sub(" ", normal_form("NFC", title.casefold()))
     return " ".join(kept.split()) or title.strip()
 
 
@@ -95,11 +108,11 @@ def list_items(text: str) -> list[str] | None:
     stripped = text.strip()
     if not (stripped.startswith(("['", '["')) and stripped.endswith(("']", '"]'))):
         return None
-    try:
-        items = ast.literal_eval(stripped)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        items = [item.strip()[1:-1].replace("\\n", "\n") for item in _LIST_SEPARATOR.split(stripped[1:-1])]
-    return items if all(isinstance(item, str) for item in items) else None
+    if len(stripped) <= _LONGEST_LITERAL:
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            items = ast.literal_eval(stripped)
+            return items if all(isinstance(item, str) for item in items) else None
+    return [item.strip()[1:-1].replace("\\n", "\n") for item in _LIST_SEPARATOR.split(stripped[1:-1])]
 
 
 def rejection(title: str, content: str, min_content_chars: int) -> str | None:
@@ -111,6 +124,37 @@ def rejection(title: str, content: str, min_content_chars: int) -> str | None:
     if len(content) < min_content_chars:
         return "too short"
     return None
+
+
+def normal_form(form: Literal["NFC", "NFD"], text: str) -> str:
+    """Return a normal form of text; where a letter has hundreds of marks (combining characters), every 30th ends a run."""
+    if len(text) > _MANY_MARKS and any(map(unicodedata.combining, text[::_MANY_MARKS])):
+        text = _run_of_marks().sub(rf"\g<0>{_GRAPHEME_JOINER}", text)
+    return unicodedata.normalize(form, text)
+
+
+@functools.cache
+def _run_of_marks() -> re.Pattern[str]:
+    mark = "[" + "".join(chr(code) for code in range(sys.maxunicode + 1) if unicodedata.combining(chr(code))) + "]"
+    return re.compile(f"{mark}{{{_MARKS_OF_A_LETTER}}}(?={mark})")
+
+
+def _without_comments_and_code(text: str) -> str:
+    # A search for an end that is not there goes to the end of the text: it is made once, not for each beginning.
+    kept, place, kinds, last = [], 0, dict(_REMOVED), text.rfind(">") + 1
+    while kinds and (begin := _beginning(tuple(kinds)).search(text, place, last)):
+        kind = begin.lastgroup
+        if end := kinds[kind][1].search(text, begin.end()):
+            kept.append(text[place : begin.start()])
+            place = end.end()
+        else:
+            del kinds[kind]
+    return " ".join([*kept, text[place:]])
+
+
+@functools.cache
+def _beginning(kinds: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("<(?:" + "|".join(f"(?P<{kind}>{_REMOVED[kind][0]})" for kind in kinds) + ")", re.IGNORECASE)
 
 
 def _decode(match: re.Match[str]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from config import Condition
 from pipeline import metadata_index
 from pipeline.artifacts import UserError, command, require
-from pipeline.cleaning import normalise_title
+from pipeline.cleaning import normal_form, normalise_title
 from pipeline.metadata import Metadata
 from pipeline.metadata_index import Selection
 
@@ -50,7 +50,7 @@ _WORD = re.compile(r"[^\W_]+")
 def words_of(text: str) -> list[str]:
     """Return the words of a text in lower case, without diacritics."""
     if not text.isascii():
-        letters = (c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
+        letters = (c for c in normal_form("NFD", text) if unicodedata.category(c) != "Mn")
         text = unicodedata.normalize("NFC", "".join(letters))
     return _WORD.findall(text.lower())
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "prompt_format.json"
 TITLE, CONTEXT = "{title}", "{context}"
+_IN_BRACKETS = re.compile(r"<\S+>|\[\S+\]")
 _QUESTION_MARK, _ANSWER_MARK = "QUESTIONxMARK", "ANSWERxMARK"
 
 # Wording of Stanford Alpaca (Taori et al. 2023), which base models fine-tuned with Unsloth's notebooks use.
@@ -73,7 +74,8 @@ class PromptFormat:
         """Return text in which no control token is left: `<|im_end|>` in a record becomes `< |im_end|>`."""
         for token in self.control_tokens:
             if token in text:
-                text = text.replace(token, token[0] + " " + token[1:])
+                # With all that overlap: replacing one might leave the next.
+                text = re.sub(f"{re.escape(token[0])}(?={re.escape(token[1:])})", r"\g<0> ", text)
         return text
 
     def save(self, folder: Path) -> None:
@@ -220,5 +222,7 @@ def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return tuple(sorted({*added, *tokenizer.all_special_tokens}))
+    added = tokenizer.added_tokens_decoder.values()
+    # Phi-3's </s> is one, and is not marked as special.
+    control = {token.content for token in added if token.special or _IN_BRACKETS.fullmatch(token.content)}
+    return tuple(sorted({*control, *tokenizer.all_special_tokens}))

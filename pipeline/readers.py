@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import gzip
@@ -123,6 +124,7 @@ def blocks(path: Path, title_key: str, content_key: str, metadata: tuple[str, ..
     with path.open("rb") as stored:
         file = _decompressed(stored)
         try:
+            _refuse_utf16(path, file)
             if _is_json_lines(path, file):
                 yield from _line_blocks(path, file, stored)
             else:
@@ -157,14 +159,19 @@ class LineCounter:
 
     def before(self, place: int) -> int:
         """Return the number of lines that end before this byte of the file, decompressed."""
-        while missing := place - self._file.tell():
-            self._lines += self._file.read(min(missing, BLOCK_BYTES)).count(b"\n")
+        while lines := self._file.read(min(place - self._file.tell(), BLOCK_BYTES)):
+            self._lines += lines.count(b"\n")
         return self._lines
 
 
 def _decompressed(stored: io.BufferedReader) -> io.BufferedReader:
     compressed = stored.name.lower().endswith(".gz")
     return io.BufferedReader(gzip.GzipFile(fileobj=stored), BLOCK_BYTES) if compressed else stored
+
+
+def _refuse_utf16(path: Path, file: io.BufferedReader) -> None:
+    if file.peek(2).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path} is in UTF-16, as Excel writes Unicode text. Save it as UTF-8.")
 
 
 def _is_json_lines(path: Path, file: io.BufferedReader) -> bool:
@@ -266,14 +273,25 @@ def _parsed_blocks(
     def record(row: dict[str, Any]) -> Record:
         return Record(row.get(title), row.get(content), tuple(map(row.get, metadata)))
 
-    reported = number = 0
-    while chunk := list(itertools.islice(rows, BLOCK_ROWS)):
-        parsed = tuple(row if isinstance(row, Unreadable) else record(row) for row in chunk)
-        number += len(chunk)
-        position = position_after(number)
-        yield Block(path, position - reported, parsed=parsed)
-        reported = position
-    yield Block(path, path.stat().st_size - reported)
+    reported = size = 0
+    parsed: list[Record | Unreadable] = []
+    for number, row in enumerate(rows, 1):
+        parsed.append(row if isinstance(row, Unreadable) else record(row))
+        size += _size(parsed[-1])
+        if len(parsed) == BLOCK_ROWS or size > BLOCK_BYTES:
+            position = position_after(number)
+            yield Block(path, position - reported, parsed=tuple(parsed))
+            parsed, size, reported = [], 0, position
+    yield Block(path, path.stat().st_size - reported, parsed=tuple(parsed))
+
+
+def _size(value: object) -> int:
+    """Return roughly how many characters a value has."""
+    if isinstance(value, (list, tuple)):
+        return sum(map(_size, value))
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return len(value) if isinstance(value, str) else 1
 
 
 def _text_rows(path: Path, file: io.BufferedReader) -> Rows:

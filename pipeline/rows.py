@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +16,14 @@ from pipeline.artifacts import UserError
 
 BLOCK_ROWS = 1024
 MAX_LINE_BYTES = 8 << 20
+ROWS_OF_PARQUET = 64  # read at a time; a long value that repeats takes no place in the file, but in memory
+READ_AT_A_TIME = 1 << 18  # bytes of an array
+DEEPEST = 100  # lists and objects in one another; far more, and Python cannot hand them to another process
 SHOWN_OF_UNREADABLE = 1000  # characters of an unreadable line that are kept
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LONGEST_TOKEN = 16  # characters of JSON that have no end of their own, such as a number's, or mean one thing, such as "\ud83d\ude00"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 class Unreadable(NamedTuple):
@@ -40,23 +48,96 @@ def json_rows(file: io.BufferedReader) -> Rows:
 
 def json_array_rows(path: Path, file: io.BufferedReader) -> Rows:
     """Yield the objects of a JSON array, of any size."""
-    import ijson
+    array = _ArrayText(path, file)
+    array.skip("[")
+    while array.begins_value():
+        value, text = array.value()
+        number = array.number
+        if not isinstance(value, dict):
+            yield Unreadable(number, f"{type(value).__name__} instead of an object", shown(text))
+        elif text.count("[") + text.count("{") > DEEPEST and _nested_deeper(value, DEEPEST):
+            yield Unreadable(number, "nested too deeply", shown(text))
+        elif not _is_utf8(text) or (_SURROGATE.search(text) and not _is_utf8(json.dumps(value, ensure_ascii=False))):
+            yield Unreadable(number, "invalid UTF-8", shown(text))
+        else:
+            yield value
 
-    if file.peek(3).startswith(BYTE_ORDER_MARK):
-        file.read(3)
-    number = 0
-    try:
-        for value in ijson.items(file, "item", use_float=True):
-            number += 1
-            if isinstance(value, dict):
-                yield value
+
+class _ArrayText:
+    """The text of a JSON array, read as far as the next value needs."""
+
+    def __init__(self, path: Path, file: io.BufferedReader) -> None:
+        self._path, self._file = path, file
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        self._json = json.JSONDecoder(parse_constant=self._refuse_constant)
+        self._text, self._place, self._ended = "", 0, False
+        self.number = 0
+        """Values so far."""
+
+    def begins_value(self) -> bool:
+        """Go to the next value of the array; tell whether there is one, or the array and the file end here."""
+        sign = self._next_sign()
+        if sign != "]":
+            if self.number:
+                self.skip(",")
+            return True
+        self.skip("]")
+        if self._next_sign():
+            raise self._broken("more text follows its end")
+        return False
+
+    def value(self) -> tuple[Any, str]:
+        """Return the value that begins here, and its text."""
+        self._next_sign()
+        while True:
+            near_end = len(self._text) - _LONGEST_TOKEN  # what ends after it may go on in what is not read yet
+            try:
+                value, end = self._json.raw_decode(self._text, self._place)
+            except json.JSONDecodeError as error:
+                if self._ended or (error.pos < near_end and not error.msg.startswith("Unterminated string")):
+                    raise self._broken(error) from error
+            except (ValueError, RecursionError) as error:
+                raise self._broken(error) from error
             else:
-                yield Unreadable(number, f"{type(value).__name__} instead of an object", shown(str(value)))
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path} is a JSON array that breaks off after record {number} ({reason}). Repair it."
-        ) from error
+                if self._ended or end < near_end:
+                    break
+            left = len(self._text) - self._place
+            if left > MAX_LINE_BYTES:
+                raise self._broken(f"the next is longer than {MAX_LINE_BYTES >> 20} MiB")
+            self._read(max(left, READ_AT_A_TIME))
+        text, self._place = self._text[self._place : end], end
+        self.number += 1
+        return value, text
+
+    def skip(self, sign: str) -> None:
+        """Go past a sign that must come next."""
+        if self._next_sign() != sign:
+            raise self._broken(f"{sign!r} is missing")
+        self._place += 1
+
+    def _next_sign(self) -> str:
+        while True:
+            self._place = _BLANKS.match(self._text, self._place).end()
+            if self._place < len(self._text) or self._ended:
+                return self._text[self._place : self._place + 1]
+            self._read(READ_AT_A_TIME)
+
+    def _read(self, size: int) -> None:
+        read = self._file.read(size)
+        self._ended = not read
+        self._text = self._text[self._place :] + self._decoder.decode(read, final=self._ended)
+        self._place = 0
+
+    def _refuse_constant(self, name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    def _broken(self, reason: object) -> UserError:
+        if isinstance(reason, RecursionError):
+            reason = "the next is nested too deeply"
+        text = reason.msg if isinstance(reason, json.JSONDecodeError) else str(reason)
+        return UserError(
+            f"{self._path} is a JSON array that breaks off after record {self.number} ({text}). Repair it."
+        )
 
 
 def csv_rows(file: io.BufferedReader) -> Rows:
@@ -66,23 +147,54 @@ def csv_rows(file: io.BufferedReader) -> Rows:
     delimiter = max(",;\t", key=lambda sign: header.count(sign.encode()))
     csv.field_size_limit(MAX_LINE_BYTES)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.DictReader(text, delimiter=delimiter)
+    lines = _Lines(text)
+    reader = csv.DictReader(lines, delimiter=delimiter)
     while True:
+        lines.begin_row()
         try:
             row = next(reader)
         except StopIteration:
             text.detach()  # or the end of `text` would close the file
             return
         except csv.Error as error:
-            yield Unreadable(reader.line_num, f"not CSV: {error}")
+            yield Unreadable(lines.number, f"not CSV: {error}")
             continue
         extra = row.pop(None, None)  # type: ignore[call-overload]
         if extra is not None or None in row.values():
-            yield Unreadable(reader.line_num, "another number of columns than the header", shown(str(row)))
+            yield Unreadable(lines.number, "another number of columns than the header", shown(str(row)))
         elif not all(map(_is_utf8, row.values())):
-            yield Unreadable(reader.line_num, "invalid UTF-8", shown(str(row)))
+            yield Unreadable(lines.number, "invalid UTF-8", shown(str(row)))
         else:
             yield row
+
+
+class _Lines:
+    """The lines of a text, none of which is longer, and no row of which is, than a line may be."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self.number = self._size = 0
+
+    def begin_row(self) -> None:
+        """Let the next line be the first of a row."""
+        self._size = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(MAX_LINE_BYTES)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        rest = line
+        while len(rest) == MAX_LINE_BYTES and not rest.endswith(("\n", "\r")):
+            self._size = MAX_LINE_BYTES
+            rest = self._text.readline(MAX_LINE_BYTES)
+        self._size += len(line)
+        if self._size > MAX_LINE_BYTES:
+            raise csv.Error(f"row longer than {MAX_LINE_BYTES >> 20} MiB")
+        return line
 
 
 def parquet_rows(path: Path, columns: list[str] | None) -> tuple[int, Rows]:
@@ -92,9 +204,9 @@ def parquet_rows(path: Path, columns: list[str] | None) -> tuple[int, Rows]:
 
     def rows() -> Rows:
         try:
-            for batch in file.iter_batches(BLOCK_ROWS, columns=columns):
+            for batch in file.iter_batches(ROWS_OF_PARQUET, columns=columns):
                 yield from batch.to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise unreadable(error) from error
 
     def unreadable(error: Exception) -> UserError:
@@ -105,6 +217,20 @@ def parquet_rows(path: Path, columns: list[str] | None) -> tuple[int, Rows]:
     except (pyarrow.ArrowException, OSError) as error:
         raise unreadable(error) from error
     return max(file.metadata.num_rows, 1), rows()
+
+
+def _nested_deeper(value: object, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _is_utf8(text: str) -> bool:

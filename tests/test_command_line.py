@@ -37,7 +37,7 @@ def test_misspelt_option_of_a_stage():
 
 def test_impossible_value_is_a_usage_error():
     done = command("process_data.py", "--data.min-content-chars", "-3")
-    assert done.returncode == 2 and "0 or more" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "between 0 and" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("stage", [stage for stage in SECTIONS if stage != "process_data"])
