@@ -1,0 +1,236 @@
+"""Hostile records: whatever they hold, they are read, told or refused, in bounded time and memory, and stay text."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import time
+
+import hostile
+import pytest
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from config import PROJECT_DIR, DataConfig
+from pipeline import readers
+from pipeline.artifacts import UserError
+from pipeline.block_cleaning import clean_block
+from pipeline.cleaning import clean, list_items, normalise_title
+from pipeline.lexical import words_of
+from pipeline.rows import MAX_LINE_BYTES
+
+MIB = 1 << 20
+GOOD = b'{"title":"t","content":"c"}'
+SOME_SECONDS = settings(max_examples=400, deadline=None, database=None)
+
+inputs = st.builds(
+    lambda form, parts: bytes([form]) + b"".join(parts),
+    st.integers(0, 255),
+    st.lists(
+        st.one_of(
+            st.binary(max_size=8),
+            st.text(max_size=8).map(lambda text: text.encode("utf-8", "surrogatepass")),
+            st.sampled_from([
+                GOOD, b"\n", b"[", b"]", b"{", b"}", b",", b'"', b"\\ud800", b'"title":', b'"content":', b"NaN", b"1e999",
+                b"9" * 5000, b"\xef\xbb\xbf", b"\xff\xfe", b"\0", b"title,content\n", b"['a', ", b", 'b']", b"{[]: 1}",
+                b"<!--", b"-->", b"<script>", b"</script>", b"&#55296;", b"&amp;", b"\xcc\x81" * 40, b"[" * 200, b"]" * 200,
+            ]),
+        ),
+        max_size=12,
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def check_reading(tmp_path_factory):
+    return hostile.reads(tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.fixture(scope="module")
+def check_rendering(smollm2_tokenizer, tiny_model):
+    return hostile.renders(hostile.tokenizers(smollm2_tokenizer, AutoTokenizer.from_pretrained(tiny_model("phi3"))))
+
+
+@seed(3407)
+@SOME_SECONDS
+@given(data=inputs)
+def test_any_file_is_read_told_or_refused(check_reading, data):
+    check_reading(data)
+
+
+@seed(3407)
+@SOME_SECONDS
+@given(data=inputs)
+def test_any_text_is_cleaned(data):
+    hostile.cleans(data)
+
+
+@seed(3407)
+@SOME_SECONDS
+@given(data=st.builds(lambda case, text: bytes([case]) + text.encode(), st.integers(0, 255), st.text(st.one_of(
+    st.characters(max_codepoint=31), st.characters(codec="utf-8"), st.sampled_from("<|>/s[]\0"))))
+)  # fmt: skip
+def test_no_record_writes_a_control_token(check_rendering, data):
+    check_rendering(data)
+
+
+def test_a_control_token_that_overlaps_itself_is_written_apart(smollm2_tokenizer):
+    from dataclasses import replace
+
+    from config import PromptConfig
+    from pipeline.prompts import make_prompt_format
+
+    prompt_format = replace(make_prompt_format(PromptConfig(), smollm2_tokenizer), control_tokens=("<><", "aa"))
+    assert prompt_format.neutral("<><>< aaaa") == "< >< >< a a a a"
+
+
+def read(path, content):
+    """The records of a file, and the problems of the unreadable."""
+    path.write_bytes(content)
+    found = [block.read("title", "content") for block in readers.blocks(path, "title", "content")]
+    return [record for some in found for record in some.records], [item for some in found for item in some.unreadable]
+
+
+def peak_of_reading(path) -> tuple[int, str]:
+    """Read and clean a file in a process of its own; return its peak memory in MiB and what it says."""
+    code = (
+        "import re, resource, sys; from pathlib import Path; from config import DataConfig\n"
+        "from pipeline import readers; from pipeline.artifacts import UserError; from pipeline.block_cleaning import clean_block\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
+        "try:\n"
+        "    for block in readers.blocks(Path(sys.argv[1]), 'title', 'content'):\n"
+        "        for item in clean_block(block, DataConfig())[0].unreadable: print(item.problem)\n"
+        "except UserError as error: print(error)\n"
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) >> 10)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], cwd=PROJECT_DIR, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    said, _, peak = done.stdout.strip().rpartition("\n")
+    return int(peak), said
+
+
+BOMBS = {
+    "x.jsonl.gz": (b"", b"\0", b"", "line longer than 8 MiB"),
+    "x.csv.gz": (b"title,content\n", b"\0", b"\n", "row longer than 8 MiB"),
+    "rows.csv.gz": (b'title,content\n"', b"x" * 200 + b'\n","', b"", "row longer than 8 MiB"),
+    "x.json.gz": (b'[{"title":"t","content":"', b"a", b'"}]', "longer than 8 MiB"),
+    "deep.json.gz": (b"[", b"[", b"", "nested too deeply"),
+    "records.json.gz": (b"[" + GOOD, b',{"title":"t","content":"' + b"a" * (7 * MIB) + b'"}', b"]", ""),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_gzip_bomb_takes_no_memory(tmp_path, name):
+    begin, repeated, end, sentence = BOMBS[name]
+    path = tmp_path / name
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(begin)
+        size = 0
+        while size < 64 * MIB:
+            some = repeated * (MIB // len(repeated) + 1)
+            file.write(some)
+            size += len(some)
+        file.write(end)
+    peak, said = peak_of_reading(path)
+    assert sentence in said and peak < 130, (peak, said[:300])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+def test_a_long_value_that_repeats_in_parquet_takes_no_memory_for_each(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "x.parquet"
+    long = pyarrow.array(["x" * MIB] * 300).dictionary_encode()
+    pyarrow.parquet.write_table(pyarrow.table({"title": long, "content": long}), path)
+    del long
+    assert path.stat().st_size < MIB
+    assert peak_of_reading(path)[0] < 600
+
+
+@pytest.mark.parametrize("text", [
+    "<!--" * MIB, "<script>" * MIB, "<script " * MIB, "<style><script><!--" * MIB, "a" + "\u0301\u0323" * MIB,
+    "['a'" + ",'a'" * MIB + "]", "['a', " + "-" * MIB + "1, 'b']", "<p a='" * MIB, "&" * MIB, "<a " + " " * MIB,
+], ids=lambda text: text[:12])  # fmt: skip
+def test_a_text_of_megabytes_is_cleaned_in_seconds(text):
+    started = time.process_time()
+    words_of(normalise_title(clean(text)))
+    assert time.process_time() - started < 30
+
+
+def test_marks_of_a_letter_are_kept():
+    assert clean("e\u0301" * 1000) == "\u00e9" * 1000
+    many = "e" + "\u0323\u0307" * 2000
+    assert clean(many).replace("\u034f", "").count("\u0307") == 2000 and clean(clean(many)) == clean(many)
+
+
+def test_a_list_that_python_cannot_build_is_text():
+    assert list_items("['a', {[]: 1}, 'b']") == ["a', {[]: 1}, 'b"]
+    long = "['" + "a" * MIB + "', 'b']"
+    assert list_items(long) == ["a" * MIB, "b"]
+
+
+@pytest.mark.parametrize(("content", "records", "problems"), [
+    (b'[{"title":"\\ud800","content":"c"},' + GOOD + b"]", 1, ["invalid UTF-8"]),
+    (b'[{"title":"\xff","content":"c"},' + GOOD + b"]", 1, ["invalid UTF-8"]),
+    (b'[{"title":' + b"[" * 500 + b"]" * 500 + b"}," + GOOD + b"]", 1, ["nested too deeply"]),
+    (b"[1.5e3," + GOOD + b',"x",[],null]', 1, [f"{kind} instead of an object" for kind in ("float", "str", "list", "NoneType")]),
+    (b'[{"title":"t","content":"c","title":"u"}]', 1, []),
+    (b"[ ]", 0, []),
+    (b'[{"title":"\\ud83d\\ude00","content":"' + "é".encode() * (MIB // 2) + b'"}]', 1, []),
+])  # fmt: skip
+def test_records_of_an_array(tmp_path, content, records, problems):
+    found, unreadable = read(tmp_path / "x.json", content)
+    assert len(found) == records and [item.problem for item in unreadable] == problems
+
+
+@pytest.mark.parametrize(("content", "sentence"), [
+    (b"[" * 100_000, "nested too deeply"), (b'[{"title":NaN}]', "NaN is not JSON"), (b"[" + GOOD + GOOD + b"]", "missing"),
+    (b"[" + GOOD + b"] x", "more text follows"), (b"[" + GOOD + b",]", "breaks off after record 1"),
+    (b"[" + b"9" * 5000 + b"]", "4300 digits"), (b'["' + b"a" * (MAX_LINE_BYTES + 9) + b'"]', "longer than 8 MiB"),
+    ('[{"title":"t"}]'.encode("utf-16"), "UTF-16"), ("title,content\na,b\n".encode("utf-16-be"), None),
+])  # fmt: skip
+def test_an_array_that_cannot_be_read_to_its_end_is_one_sentence(tmp_path, content, sentence):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    if sentence is None:  # without a byte order mark, no line is a record
+        assert not read(path, content)[0]
+        return
+    with pytest.raises(UserError, match=sentence):
+        read(path, content)
+
+
+def test_a_csv_row_without_end_does_not_hide_the_others(tmp_path):
+    found, unreadable = read(tmp_path / "x.csv", b"title,content\na,b\n" + b"x" * (9 * MIB) + b"\nc,d\n")
+    assert [record.title for record in found] == ["a", "c"]
+    assert [(item.number, item.problem) for item in unreadable] == [(3, "not CSV: row longer than 8 MiB")]
+
+
+def test_nested_records_can_be_handed_to_another_process(tmp_path):
+    import pickle
+
+    for depth in (90, 500):
+        content = b'[{"title":"t","content":' + b"[" * depth + b"]" * depth + b"}]"
+        path = tmp_path / "x.json"
+        path.write_bytes(content)
+        for block in readers.blocks(path, "title", "content"):
+            clean_block(pickle.loads(pickle.dumps(block)), DataConfig())
+
+
+def test_records_behind_a_gzip_file_of_blanks_do_not_reserve_memory_for_each_byte(tmp_path):
+    from dataclasses import replace
+
+    import process_data
+    from config import PRESETS
+
+    path = tmp_path / "x.jsonl.gz"
+    noise = b"".join(json.dumps({"title": f"t{n}", "content": f"c{n}" * 20}).encode() + b"\n" for n in range(200_000))
+    path.write_bytes(gzip.compress(b"\n" * (2 * MIB)) + gzip.compress(noise))
+    demo = PRESETS["demo"]
+    process_data.run(replace(demo, output_dir=tmp_path, data=DataConfig(input=path, processes=1)))
