@@ -16,9 +16,11 @@ from config import DataConfig
 from pipeline import embedding, generation, language_model, retrieval
 from pipeline.prompts import make_prompt_format
 
-REPETITIONS = 50
-WARM_UP = 10  # repetitions in which libraries fill their caches
-MOST_GROWTH = 40  # MiB from there to the end, 1 a repetition
+REPETITIONS = 24
+WARM_UP = 8  # repetitions in which libraries fill their caches
+# From there to the end. Of 50 repetitions, the last 40 took 7 MiB and opened 2 files, which Chroma's pool keeps.
+MOST_GROWTH = 12  # MiB
+MOST_FILES = 4
 
 
 @pytest.mark.skipif(os.name == "nt", reason="open files are counted as descriptors")
@@ -46,6 +48,5 @@ def test_memory_and_open_files_stay_as_they_are(tmp_path, make_config, embedding
         gc.collect()
         sizes.append(process.memory_info().rss / 2**20)
         files.append(process.num_fds())
-    print(sizes, files)
     assert sizes[-1] - sizes[WARM_UP] < MOST_GROWTH, [round(size) for size in sizes]
-    assert files[-1] <= files[WARM_UP], files
+    assert files[-1] - files[WARM_UP] <= MOST_FILES, files
