@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from conftest import tiny_config
+from tiny_models import tiny_config
 
 import fine_tuning
 import rag_indexing

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from conftest import tiny_config
+from tiny_models import tiny_config
 
 import ft_test_trained_model
 import process_data

@@ -48,13 +48,13 @@ def check_of(target: str, folder: Path) -> Callable[[bytes], None]:
         return hostile.reads(folder)
     if target == "cleaner":
         return hostile.cleans
-    import conftest
+    from tiny_models import save_phi3_tokenizer
     from transformers import AutoTokenizer
 
     from pipeline import bundled_models, language_model
 
     smollm2 = language_model.load_tokenizer(bundled_models.resolve("bundled/SmolLM2-135M-Instruct"))
-    conftest.save_phi3_tokenizer(folder)
+    save_phi3_tokenizer(folder)
     return hostile.renders(hostile.tokenizers(smollm2, AutoTokenizer.from_pretrained(folder)))
 
 

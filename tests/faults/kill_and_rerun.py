@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import tyro
-from conftest import build_llama, sample_lines
 from outputs import differences, incomplete, result
+from tiny_models import build_llama, sample_lines
 from warm_start import Starter
 
 MODEL = ["--model.name", "{work}/model"]

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from conftest import sample_lines
+from tiny_models import sample_lines
 
 import fine_tuning
 import process_data
