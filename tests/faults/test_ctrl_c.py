@@ -50,7 +50,7 @@ def interrupted_at_import(module: str, script: str, *options: str) -> None:
 
 @pytest.mark.parametrize("script", SECTIONS)
 def test_while_a_stage_imports(script, tmp_path):
-    interrupted_at_import("pipeline.command_line", script, "--output-dir", str(tmp_path))
+    interrupted_at_import("pipeline.artifacts", script, "--output-dir", str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
