@@ -39,6 +39,19 @@ SECRET = "correct horse battery"
 PATIENCE = 60_000  # milliseconds until a test gives up; nothing waits so long where all is well
 
 
+def write_records(config, records):
+    """Do what stage 1 does."""
+    outputs = ["trn_processed.json"]
+    with artifacts.stage_manifest(config.run_dir, "process_data", {"data": config.data}, [], outputs) as metrics:
+        metrics["records_written"] = len(records)
+        rows = [
+            json.dumps({"product": title, "description": content, "price": n, "maker": f"M{n % 2}"})
+            for n, (title, content) in enumerate(records)
+        ]
+        text = "[\n" + ",\n".join(rows) + "\n]\n"
+        (config.run_dir / "trn_processed.json").write_text(text, encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, tiny_model):
     """The settings of a run with data, an adapter, an index and a report."""
@@ -54,14 +67,7 @@ def project(tmp_path_factory, tiny_model):
         prompt=replace(config.prompt, format="alpaca"),
         answers=GenerationConfig(max_new_tokens=12, temperature=0.0),
     )
-    with artifacts.stage_manifest(config.run_dir, "process_data", {"data": config.data}, []) as metrics:
-        metrics["records_written"] = len(RECORDS)
-        rows = [
-            json.dumps({"product": title, "description": content, "price": n, "maker": f"M{n % 2}"})
-            for n, (title, content) in enumerate(RECORDS)
-        ]
-        text = "[\n" + ",\n".join(rows) + "\n]\n"
-        (config.run_dir / "trn_processed.json").write_text(text, encoding="utf-8")
+    write_records(config, RECORDS)
     fine_tuning.run(config)
     rag_indexing.run(config)
     (config.run_dir / "comparison.html").write_text(
@@ -409,10 +415,10 @@ def test_an_empty_project_names_the_stages_to_run(tmp_path, tiny_model, serve, v
 def test_what_is_missing_or_out_of_date_leaves_the_rest_alone(project, tmp_path, serve, visit):
     shutil.copytree(project.run_dir, tmp_path / "demo")
     shutil.rmtree(tmp_path / "demo" / "lora_model")
-    page = visit(serve(replace(project, output_dir=tmp_path))[1])
+    config = replace(project, output_dir=tmp_path)
+    page = visit(serve(config)[1])
     page.locator("#finetuned", has_text="python fine_tuning.py").wait_for()
-    with (tmp_path / "demo" / "trn_processed.json").open("a", encoding="utf-8") as file:
-        file.write("\n")
+    write_records(config, RECORDS[1:])
     ask(page, "Cold Chisel")
     page.locator("#foundation .done").wait_for()
     page.locator("#finetuned .failed", has_text="python fine_tuning.py").wait_for()

@@ -46,6 +46,8 @@ class Assistant:
         self.models, self.index = Worker(), Worker()
         manifests = {stage: artifacts.manifest_path(config.run_dir, stage) for stage in STAGE_OF.values()}
         data = manifests["process_data"]
+        # Opening the records reads them whole, to tell whether they are those that stage 1 wrote.
+        self._data = Loaded(lambda: records.open_processed(config.run_dir), [data])
         self._models = Loaded(self._load_models, [data, manifests["fine_tuning"]])
         self._retriever = Loaded(self._open_retriever, [data, manifests["rag_indexing"]])
 
@@ -76,7 +78,7 @@ class Assistant:
     def search(self, query: str, k: int, where: Sequence[Condition]) -> tuple[list[Hit], set[str]]:
         """Return the k pieces that fit a query best, and the words that it means; to be called in the index's thread."""
         retriever = self._retriever.get()
-        cleaned = records.open_processed(self.config.run_dir).clean(query)
+        cleaned = self._data.get().clean(query)
         meant = retriever.lexical.meant(cleaned)
         words = {word for words in meant.values() for word in words}
         # A word that stands in every third record marks nothing.
@@ -84,7 +86,7 @@ class Assistant:
 
     def answers(self, question: str, settings: GenerationConfig, rag: RagConfig) -> Iterator[tuple[Kind, Progress]]:
         """Yield how far each answer is, whenever one gets further; to be called in the thread of the models."""
-        title = records.open_processed(self.config.run_dir).clean(question)
+        title = self._data.get().clean(question)
         if not (self._models.is_current and self._retriever.is_current):
             yield from ((kind, Progress("loading")) for kind in KINDS)
         models = self._models.get()
@@ -144,11 +146,10 @@ class Assistant:
         return self.index.submit(lambda: citations.cite(progress.text, progress.sources, retriever().lexical)).result()
 
     def _load_models(self) -> Models:
-        data = records.open_processed(self.config.run_dir)
-        return load_models(self.config, data, self.config.rag.max_context_tokens + MOST_NEW_TOKENS)
+        return load_models(self.config, self._data.get(), self.config.rag.max_context_tokens + MOST_NEW_TOKENS)
 
     def _open_retriever(self) -> Retriever:
-        data = records.open_processed(self.config.run_dir)
+        data = self._data.get()
         artifacts.require_current(self.config.run_dir, "rag_indexing", data.path)
         return retrieval.open_retriever(self.config.run_dir, self.config.rag)
 

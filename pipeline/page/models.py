@@ -20,7 +20,7 @@ from pipeline.trained_models import adapter_folder, trained_precision
 
 Made = TypeVar("Made")
 ModelName = Literal["foundation", "finetuned"]
-_LOADING = threading.Lock()  # libraries are not imported by two threads at once without harm
+_LOADING = threading.RLock()  # libraries are not imported by two threads at once without harm
 
 
 class Loaded(Generic[Made]):
@@ -42,6 +42,9 @@ class Loaded(Generic[Made]):
 
     def get(self) -> Made:
         """Return it, loaded if need be."""
+        made = self._made
+        if made is not None and self.is_current:
+            return made
         with _LOADING:
             if not self.is_current:
                 # First the old one goes: memory need not hold two.
