@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config, RagConfig
-from pipeline import answers, artifacts, comparison_pages, judge, leakage, records
+from pipeline import answers, artifacts, comparison_pages, judge, leakage, manifests, records
 from pipeline.command_line import run_stage
 from pipeline.comparison import Comparison, Score, compare
 
@@ -30,7 +30,7 @@ def run(config: Config) -> Path:
     """Compare the answers and return the path of comparison.html."""
     paths = find_answers(config)
     settings = {"rag": config.rag, "judge": config.judge}
-    with artifacts.stage_manifest(config.run_dir, "compare_models", settings, list(paths.values())) as metrics:
+    with manifests.stage_manifest(config.run_dir, "compare_models", settings, list(paths.values())) as metrics:
         stages = {column: stage for column, (_, stage) in COLUMNS.items()}
         files = {column: answers.read(path, stages[column]) for column, path in paths.items()}
         older = answers.check_made_from(config.run_dir, files, stages)
@@ -77,7 +77,7 @@ def make_notes(config: Config, comparison: Comparison) -> list[str]:
     """Return what a reader must know to believe the figures."""
     notes = []
     if any(column.lower().endswith("fine-tuned") for column in comparison.models):
-        trained_on = artifacts.require_unchanged(config.run_dir, "fine_tuning", "trn_processed_dataset.json")
+        trained_on = manifests.require_unchanged(config.run_dir, "fine_tuning", "trn_processed_dataset.json")
         data = replace(records.open_processed(config.run_dir), path=trained_on, title_key="input", content_key="output")
         notes.append(str(leakage.find_leakage(comparison.questions, data)))
     if any(column.startswith("RAG") for column in comparison.models):

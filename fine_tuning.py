@@ -24,6 +24,7 @@ from pipeline import (
     checkpoints,
     generation,
     language_model,
+    manifests,
     memory,
     processes,
     prompts,
@@ -49,7 +50,7 @@ def run(config: Config) -> Path:
         metrics: dict[str, Any] = {}
         if processes.is_main():
             metrics = stack.enter_context(
-                artifacts.stage_manifest(
+                manifests.stage_manifest(
                     config.run_dir, "fine_tuning", settings, [data.path], ["lora_model", "trn_processed_dataset.json"]
                 )
             )
@@ -276,7 +277,7 @@ def save_adapter(
         tuned.tokenizer.save_pretrained(temporary)
         prompt_format.save(temporary)
         # The manifest tells which base model an adapter belongs to.
-        artifacts.withdraw_manifest(config.run_dir, "fine_tuning")
+        manifests.withdraw_manifest(config.run_dir, "fine_tuning")
 
 
 def draw_curve(config: Config) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from config import Config
-from pipeline import answers, artifacts, generation, language_model, memory, prompts, questions, records
+from pipeline import answers, generation, language_model, manifests, memory, prompts, questions, records
 from pipeline.command_line import run_stage
 
 
@@ -19,7 +19,7 @@ def run(config: Config) -> Path:
     """Answer the questions with the base model and return the path of foundation_answers.json."""
     data = records.open_processed(config.run_dir)
     settings = {name: getattr(config, name) for name in ("prompt", "model", "answers", "questions")}
-    with artifacts.stage_manifest(config.run_dir, "foundation_model", settings, [data.path]) as metrics:
+    with manifests.stage_manifest(config.run_dir, "foundation_model", settings, [data.path]) as metrics:
         source = answers.made_from(config.run_dir, config.model.name, answers.DATA)
         asked = questions.choose_questions(data, config.questions)
         base = language_model.load_base(config.model, memory.precision_to_answer(config.model))

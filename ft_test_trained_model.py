@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from config import Config, GenerationConfig
-from pipeline import answers, artifacts, generation, language_model, prompts, questions, records
+from pipeline import answers, generation, language_model, manifests, prompts, questions, records
 from pipeline.command_line import prompt_lines, run_stage
 from pipeline.generation import Answer
 from pipeline.trained_models import adapter_folder, base_model, gguf_path, merged_folder, trained_precision
@@ -58,7 +58,7 @@ def run(config: Config, options: TestOptions) -> Path | None:
         return None
     settings = {"model": config.model, "answers": config.answers, "questions": config.questions}
     inputs = [data.path, model_path(config, options, data)]
-    with artifacts.stage_manifest(config.run_dir, "ft_test_trained_model", settings, inputs) as metrics:
+    with manifests.stage_manifest(config.run_dir, "ft_test_trained_model", settings, inputs) as metrics:
         source = answers.made_from(config.run_dir, base_model(config.run_dir), answers.DATA, answers.ADAPTER)
         asked = questions.choose_questions(data, config.questions)
         trained = load(config, options, data)

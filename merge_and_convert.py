@@ -21,6 +21,7 @@ from pipeline import (
     generation,
     gguf_conversion,
     language_model,
+    manifests,
     parity,
     prompts,
     questions,
@@ -52,7 +53,7 @@ def run(config: Config) -> Path:
     settings = {"model": config.model, "gguf": config.gguf, "generation": config.generation}
     target = config.run_dir / (config.gguf.file_name or f"model-{config.gguf.type}.gguf")
     inputs, outputs = [adapter, data.path], ["merged_model", target.name, prompts.FILE_NAME]
-    with artifacts.stage_manifest(config.run_dir, "merge_and_convert", settings, inputs, outputs) as metrics:
+    with manifests.stage_manifest(config.run_dir, "merge_and_convert", settings, inputs, outputs) as metrics:
         asked = questions.choose_questions(data, config.questions)[: config.gguf.parity_prompts]
         print("Merging …", flush=True)
         merged = merge(config, adapter, [question.title for question in asked], metrics)
@@ -91,7 +92,7 @@ def merge(config: Config, adapter: Path, titles: Sequence[str], metrics: dict[st
     first = generation.generate(merged, prompt_format, [passages[0].prompt], greedy)[0].text
     folder = config.run_dir / "merged_model"
     # From here on a GGUF of an earlier run belongs to another model.
-    artifacts.withdraw_manifest(config.run_dir, "merge_and_convert")
+    manifests.withdraw_manifest(config.run_dir, "merge_and_convert")
     with artifacts.atomic_path(folder) as temporary:
         with language_model.quiet_loading():
             language_model.in_16_bits(merged).model.save_pretrained(temporary)

@@ -16,7 +16,7 @@ from typing import IO
 from tqdm import tqdm
 
 from config import Config, DataConfig
-from pipeline import artifacts, readers
+from pipeline import artifacts, manifests, readers
 from pipeline.block_cleaning import BlockSummary, clean_blocks
 from pipeline.command_line import run_stage
 from pipeline.duplicates import DistinctCount, SeenHashes
@@ -36,7 +36,7 @@ def run(config: Config) -> Path:
     """Clean the records of config.data.input into trn_processed.json and return its path."""
     source, target, data = config.data.input, config.run_dir / "trn_processed.json", config.data
     size = readers.input_size(source)
-    with artifacts.stage_manifest(config.run_dir, "process_data", {"data": data}, [source], [target.name]) as metrics:
+    with manifests.stage_manifest(config.run_dir, "process_data", {"data": data}, [source], [target.name]) as metrics:
         with (
             artifacts.atomic_path(target) as temporary,
             artifacts.atomic_write(config.run_dir / "rejected.jsonl", "wb") as rejected,
@@ -56,7 +56,7 @@ def run(config: Config) -> Path:
             clean_blocks(blocks, data, temporary, data.processes or default_processes(size), note)
             check_any_record(source, data, census)
             # What reads the records takes their keys and splits from the manifest.
-            artifacts.withdraw_manifest(config.run_dir, "process_data")
+            manifests.withdraw_manifest(config.run_dir, "process_data")
         metrics.update(census.as_metrics())
     print_census(census, data)
     return target

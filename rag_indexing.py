@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from config import Config
-from pipeline import artifacts, chunking, embedding, indexing, lexical, records, vector_store
+from pipeline import artifacts, chunking, embedding, indexing, lexical, manifests, records, vector_store
 from pipeline.command_line import run_stage
 
 if TYPE_CHECKING:
@@ -27,18 +27,18 @@ INDEX_SIZE = 16  # times that of trn_processed.json, roughly: vectors, their gra
 def run(config: Config) -> Path:
     """Index the records and return the path of chroma/."""
     data = records.open_processed(config.run_dir)
-    count = artifacts.read_manifest(config.run_dir, "process_data")["metrics"]["records_written"]
+    count = manifests.read_manifest(config.run_dir, "process_data")["metrics"]["records_written"]
     folder, rag = config.run_dir / "chroma", config.rag
     if rag.chroma_host is None:
         there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         needed = INDEX_SIZE * data.path.stat().st_size - there
         artifacts.require_space(config.run_dir, needed, "The index")
-    with artifacts.stage_manifest(config.run_dir, "rag_indexing", {"rag": rag}, [data.path]) as metrics:
+    with manifests.stage_manifest(config.run_dir, "rag_indexing", {"rag": rag}, [data.path]) as metrics:
         load = Loader(config, metrics)
         last = size_of_last_run(config)
         size = last or chunking.chunk_size(rag, load())
         # The collection is changed in place: until it is complete again, no reader may take it for finished.
-        artifacts.withdraw_manifest(config.run_dir, "rag_indexing")
+        manifests.withdraw_manifest(config.run_dir, "rag_indexing")
         store = vector_store.open_store(folder, rag, create=True)
         with tqdm(total=count, desc="Indexing", unit="record", dynamic_ncols=True) as bar:
             report = indexing.index(store, data.with_metadata(), size, rag, load, bar.update)
@@ -57,7 +57,7 @@ def run(config: Config) -> Path:
 def size_of_last_run(config: Config) -> chunking.ChunkSize | None:
     """Return the size of the chunks, if a finished run filled the same collection; then no model may be needed at all."""
     try:
-        last = artifacts.read_manifest(config.run_dir, "rag_indexing")
+        last = manifests.read_manifest(config.run_dir, "rag_indexing")
     except artifacts.UserError:  # missing or damaged: what is lost is time
         return None
     names = ("embedding_model", "chunk_tokens", "chunk_overlap_tokens", "chroma_host", "collection")

@@ -24,6 +24,7 @@ from pipeline import (
     citations,
     generation,
     language_model,
+    manifests,
     memory,
     prompts,
     questions,
@@ -59,10 +60,10 @@ class AnsweringModel:
 def run(config: Config, options: RetrieverOptions) -> Path | None:
     """Answer with retrieval; return the path of the last answers, or None if only the user's title was asked."""
     data = records.open_processed(config.run_dir)
-    index = artifacts.require_current(config.run_dir, "rag_indexing", data.path)
+    index = manifests.require_current(config.run_dir, "rag_indexing", data.path)
 
     def reading() -> AbstractContextManager[None]:
-        return artifacts.unchanged(config.run_dir, "rag_indexing", index)
+        return manifests.unchanged(config.run_dir, "rag_indexing", index)
 
     with reading():
         retriever = retrieval.open_retriever(config.run_dir, config.rag)
@@ -75,7 +76,7 @@ def run(config: Config, options: RetrieverOptions) -> Path | None:
             answer_titles(config, retriever.lexical, model, asked, found)
         return None
     settings = {name: getattr(config, name) for name in ("prompt", "model", "answers", "questions", "rag")}
-    with artifacts.stage_manifest(config.run_dir, "rag_model_retriever", settings, [data.path]) as metrics:
+    with manifests.stage_manifest(config.run_dir, "rag_model_retriever", settings, [data.path]) as metrics:
         asked = questions.choose_questions(data, config.questions)
         with reading():
             found = retrieve(config.rag, retriever, asked)
@@ -101,7 +102,7 @@ def load_models(config: Config, data: records.ProcessedData) -> Iterator[Answeri
     """
     roles = [config.rag.answer_with]
     if config.rag.answer_with == "auto":
-        manifest = artifacts.manifest_path(config.run_dir, "fine_tuning")
+        manifest = manifests.manifest_path(config.run_dir, "fine_tuning")
         trained = manifest.exists() or (config.run_dir / "lora_model").exists()
         roles = ["foundation", "finetuned"] if trained else ["foundation"]
     # Checked before a model is loaded.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from config import Config
-from pipeline import artifacts, metadata, records, retrieval
+from pipeline import manifests, metadata, records, retrieval
 from pipeline.command_line import prompt_lines, run_stage
 
 
@@ -27,11 +27,11 @@ class SearchOptions:
 def run(config: Config, options: SearchOptions) -> None:
     """Print what fits the query, or each query that is typed."""
     data = records.open_processed(config.run_dir)
-    index = artifacts.require_current(config.run_dir, "rag_indexing", data.path)
-    with artifacts.unchanged(config.run_dir, "rag_indexing", index):
+    index = manifests.require_current(config.run_dir, "rag_indexing", data.path)
+    with manifests.unchanged(config.run_dir, "rag_indexing", index):
         retriever = retrieval.open_retriever(config.run_dir, config.rag)
     for query in [options.query] if options.query is not None else prompt_lines("Query"):
-        with artifacts.unchanged(config.run_dir, "rag_indexing", index):
+        with manifests.unchanged(config.run_dir, "rag_indexing", index):
             hits = retriever.search(data.clean(query), config.rag.k, config.rag.conditions)
         print_hits(hits, config)
 

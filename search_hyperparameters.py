@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import PROJECT_DIR, SECTIONS, Config
-from pipeline import artifacts, hyperparameter_study, records, search_report, search_space, training_process
+from pipeline import artifacts, hyperparameter_study, manifests, records, search_report, search_space, training_process
 from pipeline.command_line import run_stage, setting_arguments
 from pipeline.hyperparameter_study import EVALUATIONS
 
@@ -37,7 +37,7 @@ def run(config: Config) -> Path:
     check(config, data)
     folder = config.run_dir / "hyperparameter_search"
     settings = {name: getattr(config, name) for name in SECTIONS[STAGE]}
-    with artifacts.stage_manifest(config.run_dir, STAGE, settings, [data.path]) as metrics:
+    with manifests.stage_manifest(config.run_dir, STAGE, settings, [data.path]) as metrics:
         folder.mkdir(exist_ok=True)
         study = hyperparameter_study.open_study(folder / "study.db", shared_settings(config, data))
         search(config, study, folder)

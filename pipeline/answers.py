@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from config import GenerationConfig
-from pipeline.artifacts import UserError, command, manifest_path, read_json, read_manifest, write_json
+from pipeline.artifacts import UserError, command, read_json, write_json
+from pipeline.manifests import manifest_path, read_manifest
 from pipeline.trained_models import adapter_digest, base_model
 
 BASE, DATA, ADAPTER, INDEX = "base model", "trn_processed.json", "lora_model", "index"

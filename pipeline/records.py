@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.artifacts import UserError, atomic_write, read_manifest, require_unchanged, unchanged
+from pipeline.artifacts import UserError, atomic_write
 from pipeline.cleaning import CLEANERS, normalise_title
+from pipeline.manifests import read_manifest, require_unchanged, unchanged
 from pipeline.metadata import Metadata, Value
 
 RECORD_SEPARATOR = b",\n"

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from config import Condition, RagConfig
 from pipeline import bundled_models, embedding, vector_store
-from pipeline.artifacts import UserError, command, read_manifest
+from pipeline.artifacts import UserError, command
 from pipeline.cleaning import normalise_title
 from pipeline.language_model import loading_errors
 from pipeline.lexical import FILE_NAME, LexicalIndex, words_of
+from pipeline.manifests import read_manifest
 from pipeline.metadata import Metadata
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from config import ModelConfig
 from pipeline import prompts
-from pipeline.artifacts import UserError, command, read_manifest, require_current, require_unchanged
+from pipeline.artifacts import UserError, command
 from pipeline.language_model import Precision, best_device
+from pipeline.manifests import read_manifest, require_current, require_unchanged
 
 
 def adapter_folder(run_dir: Path, base: str, data: Path) -> Path:

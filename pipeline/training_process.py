@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 
-from pipeline.artifacts import UserError, manifest_path
+from pipeline.artifacts import UserError
+from pipeline.manifests import manifest_path
 from pipeline.training_log import read_log
 
 POLL_SECONDS = 0.5

@@ -7,7 +7,7 @@ import platform
 import sys
 from typing import Any
 
-from pipeline import artifacts, language_model
+from pipeline import language_model, manifests
 
 
 def print_environment(base: language_model.LanguageModel) -> None:
@@ -20,7 +20,7 @@ def print_environment(base: language_model.LanguageModel) -> None:
         device += f" ({card.name}, {card.total_memory / 2**30:.0f} GiB)"
     else:
         device += f" ({torch.get_num_threads()} threads)"
-    versions = artifacts.installed_versions()
+    versions = manifests.installed_versions()
     named = ("torch", "transformers", "trl", "peft", "unsloth")
     shown = ", ".join(f"{name} {versions[name]}" for name in named if name in versions)
     print(f"Environment: {platform.system()} {platform.machine()}, Python {platform.python_version()}, {shown}")

@@ -19,7 +19,7 @@ from tiny_models import tiny_config
 import fine_tuning
 import rag_indexing
 from config import PROJECT_DIR, GenerationConfig, TrainConfig
-from pipeline import artifacts, generation, language_model, prompts
+from pipeline import generation, language_model, manifests, prompts
 from pipeline.artifacts import UserError
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -42,7 +42,7 @@ PATIENCE = 60_000  # milliseconds until a test gives up; nothing waits so long w
 def write_records(config, records):
     """Do what stage 1 does."""
     outputs = ["trn_processed.json"]
-    with artifacts.stage_manifest(config.run_dir, "process_data", {"data": config.data}, [], outputs) as metrics:
+    with manifests.stage_manifest(config.run_dir, "process_data", {"data": config.data}, [], outputs) as metrics:
         metrics["records_written"] = len(records)
         rows = [
             json.dumps({"product": title, "description": content, "price": n, "maker": f"M{n % 2}"})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from config import PRESETS, STAGES
-from pipeline import artifacts
+from pipeline import artifacts, manifests
 from pipeline.artifacts import UserError
 
 
@@ -58,29 +58,29 @@ def test_a_new_folder_replaces_the_old_one_whole(tmp_path):
 def test_a_manifest_exists_only_when_its_stage_has_finished(tmp_path):
     source = tmp_path / "input"
     source.write_text("x", encoding="utf-8")
-    with artifacts.stage_manifest(tmp_path, "process_data", {}, [source]) as metrics:
+    with manifests.stage_manifest(tmp_path, "process_data", {}, [source]) as metrics:
         metrics["count"] = 3
-    manifest = artifacts.read_manifest(tmp_path, "process_data")
+    manifest = manifests.read_manifest(tmp_path, "process_data")
     assert manifest["metrics"] == {"count": 3}
     assert manifest["inputs"] == {str(source): artifacts.file_hash(source)}
     assert manifest["versions"]["python"]
-    with pytest.raises(Interrupted), artifacts.stage_manifest(tmp_path, "process_data", {}, [source]) as metrics:
+    with pytest.raises(Interrupted), manifests.stage_manifest(tmp_path, "process_data", {}, [source]) as metrics:
         metrics["count"] = 4
         raise Interrupted
-    assert artifacts.read_manifest(tmp_path, "process_data") == manifest
+    assert manifests.read_manifest(tmp_path, "process_data") == manifest
     with pytest.raises(UserError, match="has not finished"):
-        artifacts.read_manifest(tmp_path, "fine_tuning")
+        manifests.read_manifest(tmp_path, "fine_tuning")
 
 
 def test_an_input_that_changed_since_a_stage_read_it_is_noticed(tmp_path):
     source = tmp_path / "trn_processed.json"
     source.write_text("x", encoding="utf-8")
-    with artifacts.stage_manifest(tmp_path, "fine_tuning", {}, [source]):
+    with manifests.stage_manifest(tmp_path, "fine_tuning", {}, [source]):
         pass
-    artifacts.require_current(tmp_path, "fine_tuning", source)
+    manifests.require_current(tmp_path, "fine_tuning", source)
     source.write_text("y", encoding="utf-8")
     with pytest.raises(UserError, match=r"has changed since fine_tuning\.py read it"):
-        artifacts.require_current(tmp_path, "fine_tuning", source)
+        manifests.require_current(tmp_path, "fine_tuning", source)
 
 
 def test_a_missing_input_names_its_producer_and_the_command(tmp_path):
@@ -112,9 +112,9 @@ def test_secrets_never_reach_a_manifest(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret_token_value")
     demo = PRESETS["demo"]
     settings = {section: getattr(demo, section) for used in STAGES.values() for section in used}
-    with artifacts.stage_manifest(tmp_path, "fine_tuning", settings, []):
+    with manifests.stage_manifest(tmp_path, "fine_tuning", settings, []):
         pass
-    text = json.dumps(artifacts.read_manifest(tmp_path, "fine_tuning"))
+    text = json.dumps(manifests.read_manifest(tmp_path, "fine_tuning"))
     assert demo.model.name in text
     assert "hf_secret_token_value" not in text
 

@@ -16,9 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from config import PROJECT_DIR
-from pipeline.artifacts import read_json, read_manifest
+from pipeline.artifacts import read_json
 from pipeline.attention import end_to_end_attention
 from pipeline.batching import lay_end_to_end
+from pipeline.manifests import read_manifest
 from pipeline.training_log import read_log
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]

@@ -20,7 +20,15 @@ import ft_test_trained_model
 import process_data
 import search_hyperparameters
 from config import PRESETS, PROJECT_DIR, LoraConfig, SearchConfig
-from pipeline import artifacts, command_line, hyperparameter_study, search_report, search_space, training_process
+from pipeline import (
+    artifacts,
+    command_line,
+    hyperparameter_study,
+    manifests,
+    search_report,
+    search_space,
+    training_process,
+)
 from pipeline.artifacts import UserError
 from pipeline.training_log import validation_losses
 
@@ -112,7 +120,7 @@ def test_a_trial_is_a_run_of_fine_tuning(searched):
     assert losses[0] == result["validation_loss_before"] and losses[60] == result["best"]["validation_loss"]
     assert list(result["best"]["validation_losses"].values()) == list(losses.values())[1:]
     assert losses[60] < losses[0]
-    manifest = artifacts.read_manifest(folder / "demo", "fine_tuning")
+    manifest = manifests.read_manifest(folder / "demo", "fine_tuning")
     assert manifest["settings"]["lora"]["alpha"] == 8 and manifest["settings"]["train"]["learning_rate"] == 2e-2
     kept = replace(config, output_dir=folder)
     assert ft_test_trained_model.run(kept, ft_test_trained_model.TestOptions(title="Tea")) is None
@@ -163,7 +171,7 @@ def test_a_search_that_is_done_prints_its_result(searched, monkeypatch, capsys):
     assert artifacts.read_json(search_hyperparameters.run(fewer)) == result
     printed = capsys.readouterr().out
     assert result["command"] in printed and "no trial was better" in printed and "pruned at 20%" in printed
-    assert artifacts.read_manifest(config.run_dir, STAGE)["metrics"]["trials"] == 2
+    assert manifests.read_manifest(config.run_dir, STAGE)["metrics"]["trials"] == 2
 
 
 @pytest.mark.parametrize(("change", "named"), [

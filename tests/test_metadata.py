@@ -19,7 +19,17 @@ import rag_indexing
 import rag_model_retriever
 import rag_search_vs
 from config import PRESETS, Condition, DataConfig, RagConfig, parse_condition
-from pipeline import artifacts, chunking, indexing, metadata, metadata_index, readers, retrieval, vector_store
+from pipeline import (
+    artifacts,
+    chunking,
+    indexing,
+    manifests,
+    metadata,
+    metadata_index,
+    readers,
+    retrieval,
+    vector_store,
+)
 from pipeline.artifacts import UserError
 from pipeline.lexical import LexicalIndex
 from pipeline.records import open_processed
@@ -46,7 +56,7 @@ def write_raw(path, records=RECORDS):
 def process(folder, source, *names, **data):
     config = replace(PRESETS["demo"], output_dir=folder, data=DataConfig(input=source, metadata=names, **data))
     path = process_data.run(config)
-    return json.loads(path.read_text(encoding="utf-8")), artifacts.read_manifest(config.run_dir, "process_data")
+    return json.loads(path.read_text(encoding="utf-8")), manifests.read_manifest(config.run_dir, "process_data")
 
 
 def conditions(*texts):

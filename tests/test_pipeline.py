@@ -21,7 +21,7 @@ import rag_indexing
 import rag_model_retriever
 import rag_search_vs
 from config import GgufConfig, LoraConfig, ModelConfig
-from pipeline import artifacts, language_model, prompts
+from pipeline import artifacts, language_model, manifests, prompts
 from pipeline.artifacts import UserError
 from pipeline.llama_cpp import GgufModel
 from pipeline.training_log import read_log
@@ -74,7 +74,7 @@ def test_the_whole_chain(config, request, capsys):
     merged_extra = EXTRA_FILES[architecture] | ({"tokenizer.model"} if architecture != "llama" else set())
     assert names(config.run_dir / "merged_model") == MERGED_FILES | merged_extra
     assert gguf_file.name == "model-f32.gguf"
-    metrics = artifacts.read_manifest(config.run_dir, "merge_and_convert")["metrics"]
+    metrics = manifests.read_manifest(config.run_dir, "merge_and_convert")["metrics"]
     assert metrics["tokenization"] == "identical"
     assert metrics["agreement_adapter_merged"] >= 0.6 and metrics["agreement_merged_gguf"] >= 0.6
 
@@ -131,7 +131,7 @@ def test_training_leaves_a_log_a_picture_a_dataset_and_figures(config, capsys):
     log = read_log(config.run_dir / "training_log.jsonl")
     assert [line["step"] for line in log if "loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in log if "validation_loss" in line] == [0, 2, 4]
-    metrics = artifacts.read_manifest(config.run_dir, "fine_tuning")["metrics"]
+    metrics = manifests.read_manifest(config.run_dir, "fine_tuning")["metrics"]
     assert metrics["validation_loss_after"] < metrics["validation_loss_before"]
     assert metrics["steps"] == 4 and metrics["training_records"] == 8
     with Image.open(config.run_dir / "loss_curve.png") as picture:
@@ -150,7 +150,7 @@ def test_packed_steps_take_tokens_and_the_probe_is_asked_before_and_after(config
     packed_config = replace(config, train=packed, questions=probe)
     process_data.run(packed_config)
     fine_tuning.run(packed_config)
-    metrics = artifacts.read_manifest(config.run_dir, "fine_tuning")["metrics"]
+    metrics = manifests.read_manifest(config.run_dir, "fine_tuning")["metrics"]
     assert metrics["steps"] == 3 and 1800 <= metrics["training_tokens"] <= 1800 + config.train.max_length
     assert 1 < metrics["tokens_of_largest_pass"] <= 600
     assert metrics["probe"]["question"] == "Who is Nothing of this name for?"
@@ -161,7 +161,7 @@ def test_packed_steps_take_tokens_and_the_probe_is_asked_before_and_after(config
     assert len(dataset) == metrics["training_records"]
     packed_config = replace(packed_config, train=replace(packed, passes=2, tokens_per_step=600))
     fine_tuning.run(packed_config)
-    metrics = artifacts.read_manifest(config.run_dir, "fine_tuning")["metrics"]
+    metrics = manifests.read_manifest(config.run_dir, "fine_tuning")["metrics"]
     assert metrics["passes"] == 2 and 300 <= metrics["tokens_of_largest_pass"] < 500
 
 
@@ -232,7 +232,7 @@ def test_a_gguf_that_tokenizes_otherwise_is_never_kept(config, monkeypatch, miss
     with pytest.raises(UserError, match="tokenizes a prompt otherwise"):
         merge_and_convert.run(config)
     assert not list(config.run_dir.glob("*.gguf")) and not (config.run_dir / "Modelfile").exists()
-    assert not artifacts.manifest_path(config.run_dir, "merge_and_convert").exists()
+    assert not manifests.manifest_path(config.run_dir, "merge_and_convert").exists()
 
 
 @pytest.mark.parametrize("number_format", ["f16", "bf16", "q8_0"])

@@ -22,7 +22,7 @@ import pytest
 
 import process_data
 from config import PRESETS, PROJECT_DIR
-from pipeline import artifacts, readers
+from pipeline import manifests, readers
 from pipeline.artifacts import UserError
 
 SHARED = PROJECT_DIR.parent / "shared" / "data"
@@ -32,7 +32,7 @@ needs_real_data = pytest.mark.skipif(not SHARED.exists(), reason="the real recor
 def process(tmp_path, preset="demo", **data):
     config = replace(PRESETS[preset], output_dir=tmp_path, data=replace(PRESETS[preset].data, **data))
     path = process_data.run(config)
-    return json.loads(path.read_text(encoding="utf-8")), artifacts.read_manifest(config.run_dir, "process_data")[
+    return json.loads(path.read_text(encoding="utf-8")), manifests.read_manifest(config.run_dir, "process_data")[
         "metrics"
     ]
 

@@ -14,8 +14,9 @@ import fine_tuning
 import process_data
 from config import PROJECT_DIR
 from pipeline import processes
-from pipeline.artifacts import UserError, read_manifest
+from pipeline.artifacts import UserError
 from pipeline.batching import EVALUATION_TOKENS
+from pipeline.manifests import read_manifest
 from pipeline.training_log import read_log
 
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")

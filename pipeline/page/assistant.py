@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from config import Condition, Config, GenerationConfig, RagConfig
-from pipeline import artifacts, citations, generation, rag_prompt, records, retrieval
+from pipeline import artifacts, citations, generation, manifests, rag_prompt, records, retrieval
 from pipeline.artifacts import StageNeeded, UserError
 from pipeline.language_model import LanguageModel
 from pipeline.page.models import Loaded, ModelName, Models, load_models
@@ -44,7 +44,7 @@ class Assistant:
         """Prepare for a run; nothing is loaded before it is wanted."""
         self.config = config
         self.models, self.index = Worker(), Worker()
-        manifests = {stage: artifacts.manifest_path(config.run_dir, stage) for stage in STAGE_OF.values()}
+        manifests = {stage: manifests.manifest_path(config.run_dir, stage) for stage in STAGE_OF.values()}
         data = manifests["process_data"]
         # Opening the records reads them whole, to tell whether they are those that stage 1 wrote.
         self._data = Loaded(lambda: records.open_processed(config.run_dir), [data])
@@ -57,7 +57,7 @@ class Assistant:
         try:
             for stage in dict.fromkeys(("process_data", STAGE_OF[kind])):
                 artifacts.require(self.config.run_dir / made[stage], stage)
-                artifacts.read_manifest(self.config.run_dir, stage)
+                manifests.read_manifest(self.config.run_dir, stage)
         except StageNeeded as error:
             return error
         return None
@@ -150,7 +150,7 @@ class Assistant:
 
     def _open_retriever(self) -> Retriever:
         data = self._data.get()
-        artifacts.require_current(self.config.run_dir, "rag_indexing", data.path)
+        manifests.require_current(self.config.run_dir, "rag_indexing", data.path)
         return retrieval.open_retriever(self.config.run_dir, self.config.rag)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from config import Config
-from pipeline import artifacts
+from pipeline import manifests
 from pipeline.artifacts import StageNeeded
 from pipeline.page import views
 from pipeline.page.texts import language_of
@@ -36,5 +36,5 @@ class CompareTab:
     def _first_stage(self) -> StageNeeded:
         """Return the error that names the first stage which has to be run before there is a report."""
         run_dir = self.config.run_dir
-        stages = (stage for stage in NEEDED if not artifacts.manifest_path(run_dir, stage).exists())
+        stages = (stage for stage in NEEDED if not manifests.manifest_path(run_dir, stage).exists())
         return StageNeeded("There is no report.", next(stages, NEEDED[-1]), run_dir)

@@ -19,7 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from config import Config
-from pipeline import artifacts
+from pipeline import artifacts, manifests
 from pipeline.artifacts import UserError
 from pipeline.bundled_models import PREFIX
 from pipeline.page import views
@@ -86,7 +86,7 @@ def build(assistant: Assistant) -> tuple[gr.Blocks, gr.I18n]:
 
 def header_html(config: Config, language: str) -> str:
     """Return the head of the page: which preset, which model, how many records."""
-    path = artifacts.manifest_path(config.run_dir, "process_data")
+    path = manifests.manifest_path(config.run_dir, "process_data")
     count = artifacts.read_json(path)["metrics"]["records_written"] if path.exists() else None
     return views.render(
         "header", language, preset=config.preset, model=config.model.name.removeprefix(PREFIX), records=count

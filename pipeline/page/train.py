@@ -13,8 +13,9 @@ import gradio as gr
 import pandas
 
 from config import Config
-from pipeline.artifacts import StageNeeded, manifest_path, read_manifest
+from pipeline.artifacts import StageNeeded
 from pipeline.command_line import next_command
+from pipeline.manifests import manifest_path, read_manifest
 from pipeline.page import views
 from pipeline.page.texts import LANGUAGES, language_of
 from pipeline.training_log import read_log, running_mean

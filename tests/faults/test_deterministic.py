@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from config import PROJECT_DIR
-from pipeline import artifacts
+from pipeline import artifacts, manifests
 
 # An ASCII locale that Python is kept from replacing by UTF-8.
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -60,7 +60,7 @@ def test_cleaning(raw, tmp_path):
         run("process_data", folder / "out", *options, environment=environment, folder=folder)
         found = contents(folder / "out" / "demo")
         assert len(found["trn_processed.json"]) > 5 << 20 and found["rejected.jsonl"].count(b"\n") == 4
-        manifest = artifacts.read_manifest(folder / "out" / "demo", "process_data")
+        manifest = manifests.read_manifest(folder / "out" / "demo", "process_data")
         assert all(Path(path).samefile(raw) for path in manifest["inputs"]), name
         assert expected in (None, found), name
         expected = found

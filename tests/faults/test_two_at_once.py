@@ -17,12 +17,12 @@ import process_data
 import rag_indexing
 import rag_search_vs
 from config import PROJECT_DIR, DataConfig
-from pipeline import artifacts, bundled_models, records, retrieval, trained_models
+from pipeline import bundled_models, manifests, records, retrieval, trained_models
 from pipeline.artifacts import UserError
 
 HOLD = (
-    "import pathlib, sys, time; from pipeline import artifacts\n"
-    "with artifacts.stage_manifest(pathlib.Path(sys.argv[1]), 'process_data', {}, []):\n"
+    "import pathlib, sys, time; from pipeline import manifests\n"
+    "with manifests.stage_manifest(pathlib.Path(sys.argv[1]), 'process_data', {}, []):\n"
     "    print('in', flush=True); time.sleep(600)"
 )
 
@@ -40,7 +40,7 @@ def holder(tmp_path):
 
 
 def enter(folder, stage):
-    with artifacts.stage_manifest(folder, stage, {}, []):
+    with manifests.stage_manifest(folder, stage, {}, []):
         pass
 
 
@@ -59,7 +59,7 @@ def test_a_killed_run_holds_nobody_up(tmp_path, holder):
 
 
 def test_a_command_says_it_in_one_sentence(tmp_path):
-    with artifacts.only_one(tmp_path / "demo", "process_data"):
+    with manifests.only_one(tmp_path / "demo", "process_data"):
         command = [sys.executable, "process_data.py", "--output-dir", str(tmp_path)]
         done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 1 and "Another process_data.py is at work" in done.stderr.splitlines()[-1]
@@ -132,7 +132,7 @@ def test_indexing_while_a_search_reads(config, monkeypatch, capsys, ends):
         if ends:
             rag_indexing.run(fewer)
         else:
-            artifacts.withdraw_manifest(config.run_dir, "rag_indexing")
+            manifests.withdraw_manifest(config.run_dir, "rag_indexing")
 
     search = retrieval.Retriever.search
     monkeypatch.setattr(retrieval.Retriever, "search", lambda *them: (index_again(), search(*them))[1])
@@ -159,11 +159,11 @@ def test_two_stages_unpack_a_model_once(tmp_path, monkeypatch):
 
 def test_an_error_of_what_reads_half_changed_outputs_is_explained(tmp_path):
     enter(tmp_path, "rag_indexing")
-    manifest = artifacts.read_manifest(tmp_path, "rag_indexing")
-    with pytest.raises(KeyError), artifacts.unchanged(tmp_path, "rag_indexing", manifest):
+    manifest = manifests.read_manifest(tmp_path, "rag_indexing")
+    with pytest.raises(KeyError), manifests.unchanged(tmp_path, "rag_indexing", manifest):
         raise KeyError  # of its own
-    with pytest.raises(UserError, match="has changed"), artifacts.unchanged(tmp_path, "rag_indexing", manifest):
-        artifacts.withdraw_manifest(tmp_path, "rag_indexing")
+    with pytest.raises(UserError, match="has changed"), manifests.unchanged(tmp_path, "rag_indexing", manifest):
+        manifests.withdraw_manifest(tmp_path, "rag_indexing")
         raise KeyError
-    with pytest.raises(KeyboardInterrupt), artifacts.unchanged(tmp_path, "rag_indexing", manifest):
+    with pytest.raises(KeyboardInterrupt), manifests.unchanged(tmp_path, "rag_indexing", manifest):
         raise KeyboardInterrupt
