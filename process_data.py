@@ -26,9 +26,7 @@ from pipeline.rows import Unreadable
 REASONS = ("empty title", "empty content", "too short", "duplicate", "unreadable")
 MEMORISATION_SHARE = 0.5  # above this share of repeated pairs, a model learns them by heart
 WORTH_PROCESSES = 16 << 20  # bytes of input from which starting processes pays
-MOST_EXPECTED = (
-    1 << 26
-)  # records for which there is room from the start; a block of a gzip file may seem to take no byte
+MOST_EXPECTED = 1 << 26  # records that there is room for from the start; gzip can make a first block very small
 MOST_PROCESSES = 8  # what one process can merge
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import subprocess
 import sys
 import time
@@ -229,14 +230,25 @@ def test_nested_records_can_be_handed_to_another_process(tmp_path):
             clean_block(pickle.loads(pickle.dumps(block)), DataConfig())
 
 
-def test_records_behind_a_gzip_file_of_blanks_do_not_reserve_memory_for_each_byte(tmp_path):
-    from dataclasses import replace
-
-    import process_data
-    from config import PRESETS
-
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no limit of memory for a process")
+def test_records_that_gzip_makes_small_do_not_reserve_memory_for_a_file_full_of_them(tmp_path):
     path = tmp_path / "x.jsonl.gz"
-    noise = b"".join(json.dumps({"title": f"t{n}", "content": f"c{n}" * 20}).encode() + b"\n" for n in range(200_000))
-    path.write_bytes(gzip.compress(b"\n" * (2 * MIB)) + gzip.compress(noise))
-    demo = PRESETS["demo"]
-    process_data.run(replace(demo, output_dir=tmp_path, data=DataConfig(input=path, processes=1)))
+    small = json.dumps({"title": "t", "content": "c" * 50}).encode() + b"\n"
+    large = random.Random(3407).randbytes(90 * MIB)
+    blanks = b"\n" * (2 * readers.BLOCK_BYTES)  # so that the buffer of the file is read before
+    path.write_bytes(gzip.compress(blanks + small * 20_000) + gzip.compress(large, 0))
+    code = (
+        "import resource, process_data; resource.setrlimit(resource.RLIMIT_AS, (3 << 29, 3 << 29)); process_data.main()"
+    )
+    options = ["--data.input", str(path), "--output-dir", str(tmp_path), "--data.processes", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options], cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+def test_a_list_of_millions_takes_no_memory_for_a_syntax_tree(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"title": "t", "content": "['a'" + ",'a'" * (3 * MIB // 2) + "]"}), encoding="utf-8")
+    assert peak_of_reading(path)[0] < 400
