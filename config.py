@@ -70,7 +70,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "gguf.parity_prompts": (1, 10_000),
     "gguf.parity_tokens": (1, 1024),
     "gguf.min_agreement": (0, 1),
-    "rag.chunk_tokens": _TOKENS,
+    "rag.chunk_tokens": (16, _TOKENS[1]),
     "rag.chunk_overlap_tokens": (0, _TOKENS[1]),
     "rag.embedding_batch_tokens": (1, _MANY),
     "rag.k": (1, 1000),

@@ -123,8 +123,11 @@ def cut(title: str, content: str, size: ChunkSize, count: Callable[[str], int]) 
 
 
 def shortened(text: str, limit: int, count: Callable[[str], int]) -> str:
-    """Return text without the words at its end that are over the limit in tokens."""
+    """Return text without the words, or characters of a single word, at its end that are over the limit in tokens."""
     words = text.split(" ")
     while len(words) > 1 and count(" ".join(words)) > limit:
         words = words[: max(1, len(words) * 9 // 10)]
-    return " ".join(words)
+    text = " ".join(words)
+    while len(text) > 1 and count(text) > limit:  # Chinese and Japanese have no blanks
+        text = text[: len(text) * 9 // 10]
+    return text

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from config import PROJECT_DIR, DataConfig
-from pipeline import readers
+from pipeline import chunking, readers
 from pipeline.artifacts import UserError
 from pipeline.block_cleaning import clean_block
 from pipeline.cleaning import clean, list_items, normalise_title
@@ -252,3 +252,12 @@ def test_a_list_of_millions_takes_no_memory_for_a_syntax_tree(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"title": "t", "content": "['a'" + ",'a'" * (3 * MIB // 2) + "]"}), encoding="utf-8")
     assert peak_of_reading(path)[0] < 400
+
+
+@pytest.mark.parametrize("title", ["\u6f22\u5b57" * 3000, "a" * 9000, "word " * 3000, ""])
+def test_a_title_longer_than_a_piece_leaves_room_for_the_content(embeddings, title):
+    content = "Some content. " * 100
+    for tokens in (16, 256):
+        [pieces] = chunking.chunks([(title, content)], chunking.ChunkSize(tokens, 0), embeddings)
+        assert max(len(piece.tokens) for piece in pieces) <= tokens
+        assert "".join("".join(piece.text for piece in pieces).split()) == "".join(content.split())
