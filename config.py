@@ -50,7 +50,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.batch_size": (1, 65_536),
     "train.gradient_accumulation_steps": (1, 65_536),
     "train.tokens_per_step": (256, _MANY),
-    "train.passes": (1, 65_536),
+    "train.passes": (1, 4096),
     "train.memory_gb": (_SMALLEST, 100_000),
     "train.learning_rate": (_SMALLEST, 1),
     "train.warmup_steps": (0, _MANY),

@@ -44,7 +44,7 @@ def find(folder: Path, settings: dict[str, Any]) -> Path:
         UserError: there is no complete checkpoint, it is damaged, or its run had other settings.
     """
     complete = [checkpoint for checkpoint in folder.glob("checkpoint-*") if (checkpoint / HASHES_FILE).exists()]
-    if not complete or not (folder / SETTINGS_FILE).exists():
+    if not complete:
         raise UserError(f"There is no checkpoint in {folder} to resume from. {START_ANEW}")
     before = _read(folder / SETTINGS_FILE)
     changed = [name for name, value in settings.items() if before.get(name) != _as_json(value)]

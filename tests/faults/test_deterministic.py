@@ -89,13 +89,15 @@ def test_comparing(tmp_path):
     for name in ("hash seed", "ASCII"):
         run_dir = tmp_path / name.split()[0] / "demo"
         run("process_data", run_dir.parent, environment={})
-        for number, file in enumerate(("foundation_answers.json", "finetuned_answers.json")):
+        for number, file in enumerate(("foundation_answers.json", "rag_answers.json")):
             answers = [
                 {"title": f"Title {n}", "split": "test", "reference": "a wooden train set", "answer": "a train " * (n + number),
                  "tokens": 2 * n, "ended": True, "seconds": 1.0}
                 for n in range(6)
             ]  # fmt: skip
-            artifacts.write_json(run_dir / file, {"model": "tiny", "generation": {}, "answers": answers})
+            artifacts.write_json(
+                run_dir / file, {"model": "tiny", "made_from": {}, "generation": {}, "answers": answers}
+            )
         run("compare_models", run_dir.parent, environment=ENVIRONMENTS[name])
         found.append({path.name: path.read_bytes() for path in run_dir.glob("comparison.*")})
     assert len(found[0]) == 3

@@ -152,11 +152,12 @@ def test_a_training_that_starts_anew(tmp_path):
 
 def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path):
     artifacts.write_json(tmp_path / checkpoints.SETTINGS_FILE, {})
-    for step, state in ((2, "{}"), (4, ""), (6, '{"epoch": 1.'), (8, None)):
+    for step, state in ((2, "{}"), (4, ""), (6, '{"epoch": 1.')):
         checkpoint = tmp_path / f"checkpoint-{step}"
         checkpoint.mkdir()
-        if state is not None:
-            (checkpoint / "trainer_state.json").write_text(state, encoding="utf-8")
+        (checkpoint / "trainer_state.json").write_text(state, encoding="utf-8")
+        if step == 2:
+            checkpoints.seal(checkpoint)
     assert checkpoints.find(tmp_path, {}).name == "checkpoint-2"
 
 
