@@ -256,7 +256,7 @@ class Disturbed:
                 return None
             return share * last.seconds if whole else first_write + share * (last.seconds - last.first_write)
 
-        checkpoints = self.run_dir.glob("checkpoints/*/trainer_state.json")
+        checkpoints = self.run_dir.glob("checkpoints/*/hashes.json")
         resume = STAGES[self.name].resumes and any(checkpoints)
         done = run(self.starter, self.work, self.name, moment, resume, self.signal)
         left = sorted(path.name for path in self.run_dir.rglob("*.tmp"))
