@@ -44,12 +44,12 @@ class Assistant:
         """Prepare for a run; nothing is loaded before it is wanted."""
         self.config = config
         self.models, self.index = Worker(), Worker()
-        manifests = {stage: manifests.manifest_path(config.run_dir, stage) for stage in STAGE_OF.values()}
-        data = manifests["process_data"]
+        paths = {stage: manifests.manifest_path(config.run_dir, stage) for stage in STAGE_OF.values()}
+        data = paths["process_data"]
         # Opening the records reads them whole, to tell whether they are those that stage 1 wrote.
         self._data = Loaded(lambda: records.open_processed(config.run_dir), [data])
-        self._models = Loaded(self._load_models, [data, manifests["fine_tuning"]])
-        self._retriever = Loaded(self._open_retriever, [data, manifests["rag_indexing"]])
+        self._models = Loaded(self._load_models, [data, paths["fine_tuning"]])
+        self._retriever = Loaded(self._open_retriever, [data, paths["rag_indexing"]])
 
     def missing(self, kind: Kind) -> StageNeeded | None:
         """Return the error that names the stage to run before this kind of answer, as far as a glance can tell."""
