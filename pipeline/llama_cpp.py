@@ -47,6 +47,8 @@ class GgufModel:
             self._server = xllamacpp.Server(parameters)
         except RuntimeError as error:
             raise UserError(f"llama.cpp cannot load {path} ({error}). Run merge_and_convert.py again.") from error
+        # A server that is closed before its loop has begun never ends. This request is answered by the loop.
+        self._open(self._server.listening_address + "/slots", timeout=60).close()
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of a prompt, with BOS where the model has one, control tokens read as such."""

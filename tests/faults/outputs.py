@@ -11,8 +11,19 @@ from pathlib import Path
 from typing import Any
 
 TIMES = {"seconds", "started", "samples_per_second", "tokens_per_second", "peak_memory_gib", "command", "hours"}
-# Of a run that goes on: what it had left to do.
-SESSION = {"resume", "mean_training_loss", "added", "unchanged", "backend", "device", "precision"}
+# Of a run that goes on: what it had left to do, and names that are drawn or counted: of a folder of Chroma, of a trial.
+SESSION = {
+    "graph_bytes",
+    "trial",
+    "best trial",
+    "resume",
+    "mean_training_loss",
+    "added",
+    "unchanged",
+    "backend",
+    "device",
+    "precision",
+}
 CLOSE = 1e-3  # of numbers that a resumed training, or a batch of other texts, may round otherwise
 # Folders of other programs, which say themselves what in them is complete.
 FOREIGN = ("chroma", "checkpoints", "hyperparameter_search")

@@ -15,8 +15,8 @@ DAMAGES = ("missing", "half", "empty", "garbage", "other JSON", "other kind")
 READ = {
     "trn_processed.json": (
         "process_data",
-        ("foundation_model", "fine_tuning", "ft_test_trained_model", "merge_and_convert", "rag_indexing", "rag_search_vs",
-         "rag_model_retriever", "compare_models", "search_hyperparameters"),
+        # The other stages open it in the same way.
+        ("foundation_model", "fine_tuning", "rag_indexing", "compare_models"),
     ),
     "trn_processed_dataset.json": ("fine_tuning", ("compare_models",)),
     "lora_model": ("fine_tuning", ("ft_test_trained_model", "merge_and_convert", "rag_model_retriever")),
