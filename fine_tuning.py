@@ -60,7 +60,6 @@ def run(config: Config) -> Path:
         with data.unchanged():
             train_set, validation_set = training_data.build_datasets(config, data, tokenizer, prompt_format, metrics)
             asked = questions.choose_questions(data, config.questions)
-            data_hash = artifacts.file_hash(data.path)
         plan, batching = plan_training(config, backend, train_set)
         base = load_base(config, plan, metrics)
         tuned = language_model.add_adapter(base, config.lora, config.train.seed, plan.checkpointing)
@@ -71,7 +70,7 @@ def run(config: Config) -> Path:
             probe = {}
         else:
             probe = ask_probe(config, tuned, prompt_format, question, "before")
-        adapter = train(config, data_hash, tuned, plan, batching, train_set, validation_set, metrics)
+        adapter = train(config, data, tuned, plan, batching, train_set, validation_set, metrics)
         if processes.is_main():
             save_adapter(config, tuned, prompt_format, adapter)
             draw_curve(config)
@@ -93,14 +92,14 @@ def check_optimizer(train: TrainConfig) -> None:
         )
 
 
-def resume_settings(config: Config, data_hash: str, plan: memory.TrainingPlan) -> dict[str, Any]:
+def resume_settings(config: Config, data: records.ProcessedData, plan: memory.TrainingPlan) -> dict[str, Any]:
     """Return what an interrupted run must have in common with the one that goes on."""
     settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("prompt", "model", "lora", "train")}
     for name in ("resume", "memory_gb", "gradient_checkpointing", "passes"):
         del settings["train"][name]
     settings["model"]["precision"] = plan.precision
     flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
-    return {**flat, "data": data_hash}
+    return {**flat, "data": data.digest}
 
 
 def probe_question(config: Config, asked: Sequence[questions.Question]) -> str | None:
@@ -169,7 +168,7 @@ def load_base(config: Config, plan: memory.TrainingPlan, metrics: dict[str, Any]
 
 def train(
     config: Config,
-    data_hash: str,
+    data: records.ProcessedData,
     tuned: language_model.LanguageModel,
     plan: memory.TrainingPlan,
     batching: Batching,
@@ -189,7 +188,7 @@ def train(
 
     folder, log = config.run_dir / "checkpoints", config.run_dir / "training_log.jsonl"
     # Only now: a model that cannot be loaded must not cost the checkpoints of the run before.
-    settings = resume_settings(config, data_hash, plan)
+    settings = resume_settings(config, data, plan)
     checkpoint = checkpoints.find(folder, settings) if config.train.resume else None
     processes.wait_for_all()
     if processes.is_main():
@@ -222,7 +221,7 @@ def run_trainer(trainer: Any, checkpoint: Path | None) -> dict[str, Any]:
     try:
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except pickle.UnpicklingError as error:  # torch reads numbers alone from it, and no code
-        raise artifacts.UserError(f"{checkpoint} is damaged. Run without --train.resume to start anew.") from error
+        raise artifacts.UserError(f"{checkpoint} is damaged. {checkpoints.START_ANEW}") from error
     state = trainer.state
     session = [line for line in state.log_history if line["step"] > first_step or checkpoint is None]
     seconds = time.perf_counter() - started - sum(line.get("eval_runtime", 0) for line in session)

@@ -57,11 +57,12 @@ def run(config: Config, options: TestOptions) -> Path | None:
         answer_typed(config, options, data)
         return None
     settings = {"model": config.model, "answers": config.answers, "questions": config.questions}
-    inputs = [data.path, model_path(config, options, data)]
+    model = model_path(config, options, data)
+    inputs = [data.path, model]
     with manifests.stage_manifest(config.run_dir, "ft_test_trained_model", settings, inputs) as metrics:
         source = answers.made_from(config.run_dir, base_model(config.run_dir), answers.DATA, answers.ADAPTER)
         asked = questions.choose_questions(data, config.questions)
-        trained = load(config, options, data)
+        trained = load(config, options, model)
         metrics.update(model=trained.name, backend=trained.backend, device=trained.device)
         texts = [trained.prompt_format.prompt(question.title) for question in asked]
         entries = questions.ask(
@@ -81,9 +82,8 @@ def model_path(config: Config, options: TestOptions, data: records.ProcessedData
     return (merged_folder if options.model_form == "merged" else gguf_path)(config.run_dir, data.path)
 
 
-def load(config: Config, options: TestOptions, data: records.ProcessedData) -> TrainedModel:
-    """Load the chosen form of the trained model with the prompt format it was trained with."""
-    path = model_path(config, options, data)
+def load(config: Config, options: TestOptions, path: Path) -> TrainedModel:
+    """Load the chosen form of the trained model, from its model_path, with the prompt format it was trained with."""
     if options.model_form == "gguf":
         from pipeline.llama_cpp import GgufModel
 
@@ -116,7 +116,7 @@ def load(config: Config, options: TestOptions, data: records.ProcessedData) -> T
 
 def answer_typed(config: Config, options: TestOptions, data: records.ProcessedData) -> None:
     """Stream an answer to --title, or to each title that is typed."""
-    trained = load(config, options, data)
+    trained = load(config, options, model_path(config, options, data))
     titles = [options.title] if options.title is not None else prompt_lines(trained.prompt_format.title_label)
     for title in titles:
         text = trained.prompt_format.prompt(data.clean(title))

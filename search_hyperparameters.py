@@ -75,7 +75,7 @@ def shared_settings(config: Config, data: records.ProcessedData) -> dict[str, An
     for name in ("trials", "hours"):
         del sections["search"][name]
     flat = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
-    return {**flat, "data": artifacts.file_hash(data.path)}
+    return {**flat, "data": data.digest}
 
 
 def search(config: Config, study: Study, folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from config import GenerationConfig
-from pipeline.artifacts import UserError, command, read_json, write_json
+from pipeline.artifacts import StageNeeded, UserError, command, read_json, write_json
 from pipeline.manifests import manifest_path, read_manifest
 from pipeline.trained_models import adapter_digest, base_model
 
@@ -61,14 +61,14 @@ def read(path: Path, stage: str) -> dict[str, Any]:
     optional += [("reference_loss", float | None, None), ("reference_tokens", int | None, None)]
     entry = msgspec.defstruct("Entry", [*texts, ("tokens", int), ("ended", bool), ("seconds", float), *optional])
     fields = [("model", str), ("made_from", dict[str, str]), ("generation", dict[str, Any]), ("answers", list[entry])]
-    again = f"Run `{command(stage, path.parent)}` again."
     try:
         content = read_json(path)
         checked = msgspec.convert(content, msgspec.defstruct("Answers", fields))
     except (UserError, msgspec.ValidationError) as error:
-        raise UserError(f"{path} is damaged or of another version ({error}). {again}") from error
+        problem = f"{path} is damaged or of another version ({error})."
+        raise StageNeeded(problem, stage, path.parent, again=True) from error
     if not checked.answers:
-        raise UserError(f"{path} holds no answer. {again}")
+        raise StageNeeded(f"{path} holds no answer.", stage, path.parent, again=True)
     return content
 
 

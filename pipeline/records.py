@@ -37,6 +37,11 @@ class ProcessedData:
     manifest: dict[str, Any] = field(default_factory=dict, repr=False)
     """What stage 1 noted of them."""
 
+    @property
+    def digest(self) -> str:
+        """Return the hash of the file, which open_processed has compared with what is there."""
+        return self.manifest["outputs"][self.path.name]
+
     def clean(self, text: str) -> str:
         """Clean a title that a user asks about as the titles of the data were cleaned."""
         return CLEANERS[self.cleaning](text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from config import Condition, RagConfig
 from pipeline import bundled_models, embedding, vector_store
-from pipeline.artifacts import UserError, command
+from pipeline.artifacts import StageNeeded
 from pipeline.cleaning import normalise_title
 from pipeline.language_model import loading_errors
 from pipeline.lexical import FILE_NAME, LexicalIndex, words_of
@@ -75,10 +75,8 @@ def open_retriever(run_dir: Path, config: RagConfig) -> Retriever:
     parts = {config.chroma_host or run_dir / "chroma": store.collection.count(), run_dir / FILE_NAME: len(lexical)}
     for place, held in parts.items():
         if held != pieces:
-            raise UserError(
-                f"{place} holds {held:,} of the {pieces:,} pieces that rag_indexing.py left. "
-                f"Run `{command('rag_indexing', run_dir)}` again."
-            )
+            problem = f"{place} holds {held:,} of the {pieces:,} pieces that rag_indexing.py left."
+            raise StageNeeded(problem, "rag_indexing", run_dir, again=True)
     return Retriever(store, lexical, load_reranker(config.reranker) if config.reranker else None)
 
 

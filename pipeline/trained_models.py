@@ -6,7 +6,7 @@ from pathlib import Path
 
 from config import ModelConfig
 from pipeline import prompts
-from pipeline.artifacts import UserError, command
+from pipeline.artifacts import StageNeeded, UserError, command
 from pipeline.language_model import Precision, best_device
 from pipeline.manifests import read_manifest, require_current, require_unchanged
 
@@ -40,7 +40,7 @@ def trained_precision(run_dir: Path, model: ModelConfig) -> Precision:
         return model.precision
     trained_in = read_manifest(run_dir, "fine_tuning")["metrics"].get("precision")
     if trained_in is None:
-        raise UserError(f"The adapter was trained by another version. Run `{command('fine_tuning', run_dir)}` again.")
+        raise StageNeeded("The adapter was trained by another version.", "fine_tuning", run_dir, again=True)
     return trained_in if best_device() == "cuda" else "16bit"
 
 
@@ -62,8 +62,7 @@ def require_merged_now(run_dir: Path, name: str, data: Path) -> None:
     """Raise a UserError unless merge_and_convert.py merged the adapter that was trained last, on these records."""
     inputs = read_manifest(run_dir, "merge_and_convert")["inputs"]
     if adapter_digest(run_dir) not in inputs.values():
-        raise UserError(
-            f"{run_dir / name} was made from another adapter: fine_tuning.py has trained {run_dir / 'lora_model'} since. "
-            f"Run `{command('merge_and_convert', run_dir)}` again."
-        )
+        trained = f"fine_tuning.py has trained {run_dir / 'lora_model'} since"
+        problem = f"{run_dir / name} was made from another adapter: {trained}."
+        raise StageNeeded(problem, "merge_and_convert", run_dir, again=True)
     require_current(run_dir, "fine_tuning", data)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import UserError, atomic_write
+from pipeline.checkpoints import START_ANEW
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -31,7 +32,7 @@ def start_log(path: Path, after_step: int | None) -> None:
         UserError: the log of the interrupted run has lost its beginning, which the figures of the training need.
     """
     if after_step is not None and not any(line["step"] <= 1 for line in read_log(path)):
-        raise UserError(f"{path} is missing or damaged. Run without --train.resume to start anew.")
+        raise UserError(f"{path} is missing or damaged. {START_ANEW}")
     kept = [line for line in read_log(path) if after_step is not None and line["step"] <= after_step]
     with atomic_write(path) as file:
         file.writelines(json.dumps(line) + "\n" for line in kept)

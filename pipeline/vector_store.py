@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import RagConfig
-from pipeline.artifacts import UserError, command, told_if_full
+from pipeline.artifacts import StageNeeded, UserError, command, told_if_full
 from pipeline.metadata import Metadata
 
 if TYPE_CHECKING:
@@ -124,7 +124,9 @@ def open_store(
 
     name = config.collection or folder.parent.name
     index_command = command("rag_indexing", folder.parent)
-    no_index = UserError(f"{config.chroma_host or folder} holds no index {name!r} yet. Run `{index_command}` first.")
+    no_index = StageNeeded(
+        f"{config.chroma_host or folder} holds no index {name!r} yet.", "rag_indexing", folder.parent
+    )
     if config.chroma_host is None and not create and not (folder / DATABASE).is_file():
         raise no_index  # Chroma would make one
     client = connect(folder, config)

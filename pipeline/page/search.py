@@ -75,12 +75,11 @@ class SearchTab:
                 raise missing
             if (problem := too_long(query, language)) is not None:
                 raise UserError(problem)
-            if not self.assistant.index_is_open:
-                yield views.render("notice", language, kind="queue", text=texts.opening)
-                await asyncio.wrap_future(self.assistant.index.submit(self.assistant.open_index))
             if not query:
                 yield views.render("notice", language, kind="hint", text=texts.type_to_search)
                 return
+            if not self.assistant.index_is_open:
+                yield views.render("notice", language, kind="queue", text=texts.opening)
             conditions = [condition_of(text, language) for text in where]
             search = self.assistant.index.submit(lambda: self.assistant.search(query, int(most), conditions))
             hits, words = await asyncio.wrap_future(search)
