@@ -8,15 +8,19 @@ comparison.html (one file, nothing else needed to read it).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from config import Config, RagConfig
-from pipeline import answers, artifacts, comparison_pages, judge, leakage, manifests, records
+from config import Config
+from pipeline import answers, artifacts, comparison_pages, embedding, judge, leakage, manifests, records
 from pipeline.command_line import run_stage
 from pipeline.comparison import Comparison, Score, compare
+
+if TYPE_CHECKING:
+    from langchain_huggingface import HuggingFaceEmbeddings
 
 COLUMNS = {
     "Foundation": ("foundation_answers.json", "foundation_model"),
@@ -34,7 +38,8 @@ def run(config: Config) -> Path:
         stages = {column: stage for column, (_, stage) in COLUMNS.items()}
         files = {column: answers.read(path, stages[column]) for column, path in paths.items()}
         older = answers.check_made_from(config.run_dir, files, stages)
-        scores: dict[str, Score] = {"similarity": lambda entries: similarity(config.rag, entries)}
+        embeddings = functools.cache(lambda: embedding.load_embeddings(config.rag))  # once, for all columns
+        scores: dict[str, Score] = {"similarity": lambda entries: similarity(embeddings(), entries)}
         if config.judge.url is not None:
             scores["judge"] = lambda entries: judge.grade(config.judge, entries)
         commands = {column: artifacts.command(stage, config.run_dir) for column, stage in stages.items()}
@@ -58,12 +63,9 @@ def find_answers(config: Config) -> dict[str, Path]:
     return found
 
 
-def similarity(config: RagConfig, entries: Sequence[dict[str, Any]]) -> list[float | None]:
+def similarity(embeddings: HuggingFaceEmbeddings, entries: Sequence[dict[str, Any]]) -> list[float | None]:
     """Return the cosine between the embeddings of each answer and its reference; None without a reference."""
-    from pipeline import embedding
-
     compared = [entry for entry in entries if entry["reference"]]
-    embeddings = embedding.load_embeddings(config)
     answers = embeddings.embed_documents([entry["answer"] for entry in compared])
     references = embeddings.embed_documents([entry["reference"] for entry in compared])
     cosines = iter(

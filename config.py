@@ -175,7 +175,11 @@ class ModelConfig:
     """auto takes Unsloth where CUDA and Unsloth are present and Unsloth has kernels for the architecture, transformers
     otherwise."""
     precision: Literal["auto", "4bit", "16bit"] = "auto"
-    """4bit is nf4 with double quantization (bitsandbytes) and needs CUDA; auto takes 16bit where it fits in memory."""
+    """4bit is nf4 with double quantization (bitsandbytes) and needs CUDA; 16bit is not quantized; auto takes 16bit where it
+    fits in memory."""
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format that the model computes in, and that weights which are not quantized are held in; auto takes what the
+    device is fast in, and says which and why."""
 
 
 @dataclass(frozen=True)
@@ -291,7 +295,7 @@ class GenerationConfig:
     temperature: float = 0.2
     """0 always takes the likeliest token."""
     batch_size: int | None = None
-    """Prompts answered at a time; None takes 8 on a CPU, and on a GPU up to 64, as many as fit into free memory."""
+    """Prompts answered at a time; None takes up to 64, as many as fit into free memory."""
     seed: int = 3407
     """Seed of the sampling."""
 
@@ -381,8 +385,8 @@ class RagConfig:
     """Tokens per indexed piece of text; None takes the limit of the embedding model."""
     chunk_overlap_tokens: int = 20
     """Tokens that a piece repeats from the one before it."""
-    embedding_precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the embedding model; auto takes bfloat16 where the processor multiplies it faster."""
+    embedding_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the embedding model; auto takes what the device is fast in."""
     embedding_backend: Literal["torch", "openvino"] = "torch"
     """What runs the embedding model; openvino is for processors of Intel and needs packages of its own (README.md)."""
     embedding_batch_tokens: int | None = None

@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import Config, TrainConfig
+from config import Config
 from pipeline import (
     artifacts,
     bundled_models,
     checkpoints,
+    devices,
     generation,
     language_model,
     manifests,
@@ -32,6 +33,7 @@ from pipeline import (
     records,
     training_data,
     training_report,
+    training_time,
 )
 from pipeline.command_line import run_stage
 
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 def run(config: Config) -> Path:
     """Train the adapter and return the path of lora_model/."""
     processes.start(config.train.shard_weights)
-    check_optimizer(config.train)
+    check_device(config)
     backend = language_model.prepare_backend(config.model)
     data = records.open_processed(config.run_dir)
     settings = {name: getattr(config, name) for name in ("prompt", "model", "lora", "train", "generation", "questions")}
@@ -60,6 +62,7 @@ def run(config: Config) -> Path:
         with data.unchanged():
             train_set, validation_set = training_data.build_datasets(config, data, tokenizer, prompt_format, metrics)
             asked = questions.choose_questions(data, config.questions)
+        config = with_recorded_formats(config)
         plan, batching = plan_training(config, backend, train_set)
         base = load_base(config, plan, metrics)
         tuned = language_model.add_adapter(base, config.lora, config.train.seed, plan.checkpointing)
@@ -77,16 +80,24 @@ def run(config: Config) -> Path:
         if processes.answers():
             probe |= ask_probe(config, tuned, prompt_format, question, "after")
             metrics.update({"probe": probe} if probe else {})
+            tuned = language_model.answer_after_training(tuned, config.model, plan.precision)
             test_queries(config, asked, tuned, prompt_format)
         processes.wait_for_all()
     return config.run_dir / "lora_model"
 
 
-def check_optimizer(train: TrainConfig) -> None:
-    """Raise a UserError for an optimizer that this machine cannot run."""
+def check_device(config: Config) -> None:
+    """Raise a UserError for an optimizer or a number format that this machine cannot train with."""
+    train, device = config.train, devices.best_device()
+    if (
+        config.model.compute_dtype == "float16" and device != "cuda"
+    ):  # small gradients vanish in it unless they are scaled
+        raise artifacts.UserError(
+            "A training in float16 needs an NVIDIA GPU with CUDA. Leave --model.compute-dtype float16 out."
+        )
     if train.optimizer != "adamw_torch" and train.shard_weights:
         raise artifacts.UserError("--train.shard-weights needs --train.optimizer adamw_torch.")
-    if train.optimizer != "adamw_torch" and language_model.best_device() != "cuda":
+    if train.optimizer != "adamw_torch" and device != "cuda":
         raise artifacts.UserError(
             f"--train.optimizer {train.optimizer} needs an NVIDIA GPU with CUDA. Use --train.optimizer adamw_torch."
         )
@@ -97,7 +108,7 @@ def resume_settings(config: Config, data: records.ProcessedData, plan: memory.Tr
     settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("prompt", "model", "lora", "train")}
     for name in ("resume", "memory_gb", "gradient_checkpointing", "passes"):
         del settings["train"][name]
-    settings["model"]["precision"] = plan.precision
+    settings["model"].update(precision=plan.precision, compute_dtype=plan.compute_format.name)
     flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
     return {**flat, "data": data.digest}
 
@@ -126,13 +137,24 @@ def ask_probe(
     return {"question": question, when: answer}
 
 
+def with_recorded_formats(config: Config) -> Config:
+    """Return the settings with the precision and the number format of the interrupted run that goes on."""
+    if not config.train.resume:
+        return config
+    folder, chosen = config.run_dir / "checkpoints", {}
+    for name in ("precision", "compute_dtype"):
+        if getattr(config.model, name) == "auto":
+            chosen[name] = checkpoints.recorded(folder, f"model.{name}")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **chosen))
+
+
 def plan_training(
     config: Config, backend: language_model.Backend, train_set: Any
 ) -> tuple[memory.TrainingPlan, Batching]:
     """Fit the training into memory; return how it is done, and how the records are divided into forward passes."""
     from pipeline.batching import Batching, token_counts
 
-    train, devices, lengths = config.train, processes.device_count(), token_counts(train_set)
+    train, count, lengths = config.train, processes.device_count(), token_counts(train_set)
 
     def batching(passes: int) -> Batching:
         packed = train.tokens_per_step if train.batching == "packed" else None
@@ -143,23 +165,21 @@ def plan_training(
         epochs = 1  # all have the same steps
     else:
         epochs = math.ceil(train.max_steps * train.records_per_step / len(lengths) if train.max_steps else train.epochs)
-    model = config.model
-    if train.resume and model.precision == "auto":
-        model = dataclasses.replace(
-            model, precision=checkpoints.recorded(config.run_dir / "checkpoints", "model.precision")
-        )
+    form = processes.agreed(devices.compute_format("training", config.model.compute_dtype))
     plan = memory.plan_training(
-        size, model, train, backend, devices, processes.least_free_memory(),
+        size, config.model, train, backend, form, count, processes.least_free_memory(),
         lambda passes: batching(passes).most_tokens(lengths, epochs),
     )  # fmt: skip
     print(f"{plan}\n", flush=True)
-    return plan, batching(plan.passes * devices)
+    if not train.resume:
+        training_time.tell_if_long(size, plan, train, lengths, devices.machine(devices.best_device()), count)
+    return plan, batching(plan.passes * count)
 
 
 def load_base(config: Config, plan: memory.TrainingPlan, metrics: dict[str, Any]) -> language_model.LanguageModel:
     """Load the base model as planned, and tell what the training runs on."""
-    base = language_model.load_base(config.model, plan.precision, config.train.max_length, training=True)
-    metrics.update(backend=base.backend, device=base.device, precision=plan.precision)
+    base = language_model.load_base(config.model, plan.precision, config.train.max_length, plan.compute_format)
+    metrics.update(**base.runs_on, precision=plan.precision)
     metrics.update(checkpointing=plan.checkpointing, passes=plan.passes, tokens_of_largest_pass=plan.tokens)
     metrics["memory_estimate_gib"] = round(plan.estimate.total / memory.GIB, 2)
     training_report.print_environment(base)
@@ -295,7 +315,6 @@ def test_queries(
     prompt_format: prompts.PromptFormat,
 ) -> None:
     """Ask the trained model twice: one answer printed whole, one as it is written."""
-    tuned = language_model.for_inference(tuned)
     whole, streamed = asked[0], asked[1 % len(asked)]
     answer = generation.generate(tuned, prompt_format, [prompt_format.prompt(whole.title)], config.generation)[0]
     print(f"\nTest query, printed whole\n{prompt_format.title_label}: {whole.title}")

@@ -23,7 +23,7 @@ def run(config: Config) -> Path:
         source = answers.made_from(config.run_dir, config.model.name, answers.DATA)
         asked = questions.choose_questions(data, config.questions)
         base = language_model.load_base(config.model, memory.precision_to_answer(config.model))
-        metrics.update(backend=base.backend, device=base.device)
+        metrics.update(base.runs_on)
         prompt_format = prompts.make_prompt_format(config.prompt, base.tokenizer)
         texts = [prompt_format.prompt(question.title) for question in asked]
         entries = questions.ask(

@@ -42,8 +42,7 @@ class TrainedModel:
     """A trained model, whatever runs it."""
 
     name: str
-    backend: str
-    device: str
+    runs_on: dict[str, str]
     prompt_format: prompts.PromptFormat
     generate: Callable[[Sequence[str], GenerationConfig, Advance], list[Answer]]
     stream: Callable[[str, GenerationConfig], Iterator[str]]
@@ -63,7 +62,7 @@ def run(config: Config, options: TestOptions) -> Path | None:
         source = answers.made_from(config.run_dir, base_model(config.run_dir), answers.DATA, answers.ADAPTER)
         asked = questions.choose_questions(data, config.questions)
         trained = load(config, options, model)
-        metrics.update(model=trained.name, backend=trained.backend, device=trained.device)
+        metrics.update(model=trained.name, **trained.runs_on)
         texts = [trained.prompt_format.prompt(question.title) for question in asked]
         entries = questions.ask(
             asked,
@@ -90,8 +89,7 @@ def load(config: Config, options: TestOptions, path: Path) -> TrainedModel:
         gguf, prompt_format = GgufModel(path), prompts.load_prompt_format(path.parent)
         return TrainedModel(
             path.name,
-            "llama.cpp",
-            "cpu",
+            {"backend": "llama.cpp", "device": "cpu"},
             prompt_format,
             lambda texts, settings, advance: gguf.generate(prompt_format, texts, settings, advance),
             lambda text, settings: gguf.stream(prompt_format, text, settings),
@@ -105,8 +103,7 @@ def load(config: Config, options: TestOptions, path: Path) -> TrainedModel:
         loaded = language_model.load_adapter(base, path)
     return TrainedModel(
         loaded.name,
-        loaded.backend,
-        loaded.device,
+        loaded.runs_on,
         prompt_format,
         lambda texts, settings, advance: generation.generate(loaded, prompt_format, texts, settings, advance),
         lambda text, settings: generation.stream(loaded, prompt_format, text, settings),

@@ -1,6 +1,6 @@
 """Stage 5: merge the adapter into the base model and convert the result for llama.cpp and Ollama.
 
-Reads the base model and lora_model/. Writes merged_model/ (safetensors, 16 bits), model-TYPE.gguf and Modelfile, after
+Reads the base model and lora_model/. Writes merged_model/ (safetensors, in the number format of the base model), model-TYPE.gguf and Modelfile, after
 checking that base + adapter, merged model and GGUF read the same tokens and choose the same next ones.
 
     python merge_and_convert.py --gguf.type f16
@@ -75,15 +75,16 @@ def run(config: Config) -> Path:
 def merge(config: Config, adapter: Path, titles: Sequence[str], metrics: dict[str, Any]) -> Merged:
     """Write merged_model/, unless it chooses other tokens than base + adapter; note what it chooses."""
     prompt_format = prompts.load_prompt_format(adapter)
-    base = language_model.load_for_merging(config.model)
-    bytes_each = 2 + gguf_conversion.BYTES_PER_WEIGHT[config.gguf.type]
+    base, stored = language_model.load_for_merging(config.model)
+    bytes_each = stored.itemsize + gguf_conversion.BYTES_PER_WEIGHT[config.gguf.type]
     artifacts.require_space(config.run_dir, base.model.num_parameters() * bytes_each, "The merged model and its GGUF")
-    metrics.update(backend=base.backend, device=base.device, compared_in=str(base.model.dtype))
+    metrics.update(**base.runs_on, merged_dtype=str(stored).removeprefix("torch."))
     tuned = language_model.load_adapter(base, adapter)
     passages = [answered_passage(tuned, prompt_format, prompt_format.prompt(title), config) for title in titles]
     adapter_choices = [generation.greedy_choices(tuned, p.ids, p.answer_start) for p in passages]
-    # Rounded to the 16 bits of the files: what is compared is what is saved.
-    merged = language_model.for_inference(language_model.in_16_bits(language_model.merge(tuned)))
+    # Rounded to the format of the files: what is compared is what is saved.
+    merged = language_model.merge(tuned, stored)
+    merged.model.to(merged.compute_format.dtype)
     merged_choices = [generation.greedy_choices(merged, p.ids, p.answer_start) for p in passages]
     parity.check_agreement(
         "base + adapter", adapter_choices, "the merged model", merged_choices, config.gguf.min_agreement
@@ -95,7 +96,7 @@ def merge(config: Config, adapter: Path, titles: Sequence[str], metrics: dict[st
     manifests.withdraw_manifest(config.run_dir, "merge_and_convert")
     with artifacts.atomic_path(folder) as temporary:
         with language_model.quiet_loading():
-            language_model.in_16_bits(merged).model.save_pretrained(temporary)
+            merged.model.to(stored).save_pretrained(temporary)
         merged.tokenizer.save_pretrained(temporary)
         gguf_conversion.keep_sentencepiece_model(bundled_models.resolve(config.model.name), temporary)
         gguf_conversion.complete_tokenizer_config(temporary, merged.tokenizer, prompt_format)

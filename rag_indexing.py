@@ -81,7 +81,7 @@ class Loader:
         """Return the embedding model."""
         if self._embeddings is None:
             self._embeddings = embedding.load_embeddings(self._config)
-            self._metrics.update(embedding.runs_on(self._embeddings))
+            self._metrics.update(embedding.runs_on(self._embeddings, self._config))
             print(f"Embedding with {self._config.embedding_model}: " + ", ".join(self._metrics.values()))
         return self._embeddings
 

@@ -88,7 +88,7 @@ def run(config: Config, options: RetrieverOptions) -> Path | None:
             with reading():
                 entries = answer_titles(config, retriever.lexical, model, asked, found)
             name = f"{model.loaded.name} + retrieval"
-            metrics[model.role] = {"model": name, "backend": model.loaded.backend, "device": model.loaded.device}
+            metrics[model.role] = {"model": name, **model.loaded.runs_on}
             path = config.run_dir / ANSWERS[model.role]
             written.append(answers.save(path, name, source, config.answers, entries))
         print("\nAnswers: " + ", ".join(map(str, written)))

@@ -55,7 +55,7 @@ def main() -> None:
         settings = stage_settings(rest, options.stages)
         install([])
         if not options.install:
-            run_stages(options, settings)
+            print_summary(options.output_dir / options.preset, run_stages(options, settings))
     except KeyboardInterrupt:
         print("\nrun.py: interrupted; run it again to go on.", file=sys.stderr)
         sys.exit(130)
@@ -193,10 +193,11 @@ def has_nvidia_gpu() -> bool:
     return listed.returncode == 0 and "GPU" in listed.stdout
 
 
-def run_stages(options: argparse.Namespace, settings: dict[str, list[list[str]]]) -> None:
-    """Run the chosen stages, each in a process of its own, and say how long each took and where everything lies."""
+def run_stages(options: argparse.Namespace, settings: dict[str, list[list[str]]]) -> dict[str, float]:
+    """Run the chosen stages, each in a process of its own, and return the seconds that each took."""
     run_dir = options.output_dir / options.preset
     common = ["--preset", options.preset, "--output-dir", str(options.output_dir)]
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the stages themselves do (pipeline/command_line.py)
     seconds: dict[str, float] = {}
     names = list(STAGES)
     for stage in options.stages:
@@ -215,7 +216,7 @@ def run_stages(options: argparse.Namespace, settings: dict[str, list[list[str]]]
             end = "was interrupted. Go" if status == 130 else f"ended with exit status {status}. Mend it and go"
             print(f"\nrun.py: {stage}.py {end} on with\n    {again}", file=sys.stderr)
             sys.exit(status)
-    print_summary(run_dir, seconds)
+    return seconds
 
 
 def run_to_its_end(command: list[str]) -> int:

@@ -70,6 +70,8 @@ class Benchmark:
     """Number format of the model's files."""
     devices: int = 1
     """GPUs that fine_tuning.py trains on together."""
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format that fine_tuning.py computes in."""
     shard_weights: bool = False
     """Each GPU holds a part of the weights; it needs files in 16 bits and the backend transformers."""
     steps: int = 20
@@ -159,6 +161,7 @@ def train_now(model: Path, outputs: Path, preset: str, options: list[str], work:
     options = [*options, "--train.shard-weights", "--train.optimizer", "adamw_torch"] if work.shard_weights else options
     succeeded = run_script("fine_tuning.py", [
         "--preset", preset, "--output-dir", str(outputs), "--model.name", str(model), "--model.backend", work.backend,
+        "--model.compute-dtype", work.compute_dtype,
         "--train.max-steps", str(work.steps), "--train.tokens-per-step", str(work.tokens_per_step),
         "--train.logging-steps", "1", "--train.validation-size", "8", "--train.save-steps", "100000",
         "--generation.max-new-tokens", "1", *options,
@@ -172,8 +175,8 @@ def train_now(model: Path, outputs: Path, preset: str, options: list[str], work:
         "tokens_per_second": speed(lines, work.warm_up),
         "peak": metrics["peak_memory_gib"],
         "expected": metrics["memory_estimate_gib"],
-        "how": f"{metrics['precision']}, {'' if metrics['checkpointing'] else 'no '}checkpointing, {metrics['passes']} x "
-        f"{metrics['tokens_of_largest_pass']:,} tokens",
+        "how": f"{metrics['precision']}, {metrics['compute_dtype']}, {'' if metrics['checkpointing'] else 'no '}checkpointing, {metrics['passes']} x "
+        f"{metrics['tokens_of_largest_pass']:,} tokens; loss {lines[0]['loss']:.3f} to {lines[-1]['loss']:.3f}",
     }
 
 

@@ -140,7 +140,7 @@ def measure_embedding(work: Benchmark, config: RagConfig) -> None:
     one, other = nearest(vectors["theirs"], vectors["theirs"], 11), nearest(vectors["ours"], vectors["ours"], 11)
     overlap = statistics.mean((len(a & b) - 1) / 10 for a, b in zip(one, other, strict=True))
     cosine = float((vectors["theirs"] * vectors["ours"]).sum(1).mean())
-    print(f"\nembed, {len(records):,} documents, ours on " + ", ".join(embedding.runs_on(ours).values()))
+    print(f"\nembed, {len(records):,} documents, ours on " + ", ".join(embedding.runs_on(ours, config).values()))
     print(
         f"  sentence-transformers {rates['theirs']:,.0f}/s, ours {rates['ours']:,.0f}/s, ratio "
         f"{rates['ours'] / rates['theirs']:.2f}; cosine {cosine:.4f}, ten nearest the same {overlap:.3f}",

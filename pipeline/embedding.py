@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from config import RagConfig
-from pipeline import bundled_models
+from pipeline import bundled_models, devices
 from pipeline.artifacts import UserError
-from pipeline.language_model import best_device, loading_errors, quiet_loading
+from pipeline.language_model import loading_errors, quiet_loading
 
 if TYPE_CHECKING:
     import numpy
@@ -39,10 +39,11 @@ def load_embeddings(config: RagConfig) -> HuggingFaceEmbeddings:
             "--rag.embedding-backend openvino needs optimum-intel, which does not go with this version of transformers: "
             "requirements-openvino.txt says how to run the stages of the index in an environment of their own."
         )
-    device = best_device() if config.embedding_backend == "torch" else "cpu"
+    device = devices.best_device() if config.embedding_backend == "torch" else "cpu"
     model_kwargs: dict[str, Any] = {"device": device, "backend": config.embedding_backend, "trust_remote_code": False}
     if config.embedding_backend == "torch":
-        model_kwargs["model_kwargs"] = {"dtype": resolved_precision(config, device), "use_safetensors": True}
+        form = devices.compute_format("embedding", config.embedding_precision)
+        model_kwargs["model_kwargs"] = {"dtype": form.name, "use_safetensors": True}
     try:
         with quiet_loading():
             embeddings = HuggingFaceEmbeddings(
@@ -63,30 +64,19 @@ def cannot_load(kind: str, name: str, error: Exception, setting: str) -> UserErr
     return UserError(f"The {kind} {name!r} could not be loaded: {reason} Check {setting}.")
 
 
-def resolved_precision(config: RagConfig, device: str) -> str:
-    """Return float32 or bfloat16, which auto takes where the processor multiplies it faster."""
-    import torch
-
-    if config.embedding_precision != "auto":
-        return config.embedding_precision
-    if device == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        processor = torch.cpu.get_capabilities()
-        fast = device == "cpu" and any(processor.get(name) for name in ("amx_bf16", "avx512_bf16"))
-    return "bfloat16" if fast else "float32"
-
-
 def sentence_transformer(embeddings: HuggingFaceEmbeddings) -> SentenceTransformer:
     """Return the model itself, which LangChain does not expose."""
     return embeddings._client
 
 
-def runs_on(embeddings: HuggingFaceEmbeddings) -> dict[str, str]:
-    """Return the backend, the device and the number format of an embedding model."""
+def runs_on(embeddings: HuggingFaceEmbeddings, config: RagConfig) -> dict[str, str]:
+    """Return the backend, the device, the number format of an embedding model and why it is that, for the manifest."""
     model = sentence_transformer(embeddings)
     where = {"backend": model.get_backend(), "device": model.device.type}
-    return where | ({"precision": str(model.dtype).removeprefix("torch.")} if model.dtype else {})
+    if model.dtype is None:
+        return where
+    reason = devices.compute_format("embedding", config.embedding_precision).reason
+    return where | {"precision": str(model.dtype).removeprefix("torch."), "precision_reason": reason}
 
 
 def document_prompt(embeddings: HuggingFaceEmbeddings) -> str:

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from config import GenerationConfig
+from pipeline.devices import free_memory
 from pipeline.language_model import LanguageModel
-from pipeline.memory import free_memory
 from pipeline.prompts import PromptFormat, answered_ids, end_id, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-CPU_BATCH = 8
-GPU_BATCH = 64
-CACHE_SHARE = 0.5  # of the free memory that keys and values may take
+MOST_AT_A_TIME = 64
+BATCH_SHARE = 0.5  # of the free memory that a batch may take
 REFERENCE_TOKENS = 512  # of a reference whose likelihood is measured
 
 
@@ -43,7 +42,7 @@ def generate(
     config: GenerationConfig,
     advance: Callable[[int], object] = lambda _: None,
 ) -> list[Answer]:
-    """Answer prompts in batches, padded on the left.
+    """Answer prompts in batches of similar length, padded on the left; return the answers in the order of the prompts.
 
     Args:
         prompts: texts from PromptFormat.prompt.
@@ -54,33 +53,33 @@ def generate(
     torch.manual_seed(config.seed)
     tokenizer = language_model.tokenizer
     stop_ids = _stop_ids(language_model, prompt_format)
-    answers: list[Answer] = []
+    answers: dict[int, Answer] = {}
     ids = [prompt_ids(prompt_format, tokenizer, prompt) for prompt in prompts]
     longest = max(map(len, ids), default=0) + config.max_new_tokens
     batch_size = config.batch_size or fitting_batch_size(language_model, longest)
-    for start in range(0, len(prompts), batch_size):
-        batch = ids[start : start + batch_size]
-        encoded = {"input_ids": batch}
+    order = sorted(range(len(ids)), key=lambda position: len(ids[position]), reverse=True)
+    for start in range(0, len(ids), batch_size):
+        batch = order[start : start + batch_size]
+        encoded = {"input_ids": [ids[position] for position in batch]}
         padded = tokenizer.pad(encoded, padding_side="left", return_tensors="pt").to(language_model.model.device)
         started = time.perf_counter()
         with torch.inference_mode():
             written = language_model.model.generate(**padded, **_generation_arguments(config, stop_ids, tokenizer))
         seconds = (time.perf_counter() - started) / len(batch)
-        for row in written[:, padded["input_ids"].shape[1] :].tolist():
-            answers.append(_answer(row, stop_ids, tokenizer, seconds))
+        for position, row in zip(batch, written[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
+            answers[position] = _answer(row, stop_ids, tokenizer, seconds)
         advance(len(batch))
-    return answers
+    return [answers[position] for position in range(len(ids))]
 
 
 def fitting_batch_size(language_model: LanguageModel, tokens: int) -> int:
-    """Return how many sequences of so many tokens are answered at a time, by what their keys and values take."""
-    if not language_model.device.startswith("cuda"):
-        return CPU_BATCH
+    """Return how many sequences of so many tokens are answered at a time, by the memory that they take."""
     shape = language_model.model.config.get_text_config()
     head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     values = 2 * shape.num_hidden_layers * shape.num_key_value_heads * head  # keys and values of a token
+    values += 3 * shape.intermediate_size + 4 * shape.hidden_size  # and what a block computes of it
     sequence = tokens * values * language_model.model.dtype.itemsize
-    return max(1, min(GPU_BATCH, int(CACHE_SHARE * free_memory() / sequence)))
+    return max(1, min(MOST_AT_A_TIME, int(BATCH_SHARE * free_memory(language_model.model.device.type) / sequence)))
 
 
 def stream(
@@ -136,12 +135,14 @@ def reference_loss(
         return {}
     [(start, ids)] = answered_ids(prompt_format, language_model.tokenizer, [prompt], [reference])
     row = torch.tensor([ids[: start + REFERENCE_TOKENS]], device=language_model.model.device)
-    labels = row.clone()
-    labels[:, :start] = -100
+    expected = row[0, start:]
     with torch.inference_mode():
-        # num_items_in_batch divides the sum of the losses.
-        loss = language_model.model(input_ids=row, labels=labels, num_items_in_batch=1).loss.item()
-    return {"reference_loss": round(loss, 4), "reference_tokens": row.shape[1] - start}
+        # Of the prompt, the last token alone has logits that count: it predicts the first of the reference.
+        logits = language_model.model(input_ids=row, logits_to_keep=len(expected) + 1).logits[
+            0, -len(expected) - 1 : -1
+        ]
+        loss = torch.nn.functional.cross_entropy(logits.float(), expected, reduction="sum").item()
+    return {"reference_loss": round(loss, 4), "reference_tokens": len(expected)}
 
 
 def greedy_continuation(language_model: LanguageModel, ids: Sequence[int], tokens: int) -> list[int]:

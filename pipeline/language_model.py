@@ -8,22 +8,23 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from config import LoraConfig, ModelConfig
-from pipeline import bundled_models, processes
+from pipeline import bundled_models, devices, processes
 from pipeline.artifacts import UserError, read_json
+from pipeline.devices import ComputeFormat, best_device
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Backend = Literal["unsloth", "transformers"]
 Precision = Literal["4bit", "16bit"]
 # Unsloth has kernels of its own for these; others it compiles, for minutes, and gains little.
 UNSLOTH_KERNELS = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
-SMALL_MODEL = 1_000_000_000  # parameters
 
 
 @dataclass
@@ -34,12 +35,25 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     backend: Backend
     name: str
+    compute_format: ComputeFormat
+    """What it computes in, and why."""
     stop_ids: list[int] = field(default_factory=list)
 
     @property
     def device(self) -> str:
         """Return the device of the weights: cpu, cuda:0 or mps:0."""
         return str(self.model.device)
+
+    @property
+    def runs_on(self) -> dict[str, str]:
+        """Return what runs the model, where, in which number format and why, for the manifest."""
+        form = self.compute_format
+        return {
+            "backend": self.backend,
+            "device": self.device,
+            "compute_dtype": form.name,
+            "compute_dtype_reason": form.reason,
+        }
 
 
 def choose_backend(requested: str, *, cuda: bool, unsloth: bool) -> Backend:
@@ -92,66 +106,79 @@ def model_config(name: str) -> dict[str, Any]:
         return read_json(file)
 
 
-def best_device() -> str:
-    """Return cuda, mps or cpu: the fastest that is there."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def load_base(
-    config: ModelConfig, precision: Precision, max_length: int = 2048, training: bool = False
+    config: ModelConfig, precision: Precision, max_length: int = 2048, training_format: ComputeFormat | None = None
 ) -> LanguageModel:
-    """Load the base model and its tokenizer.
+    """Load the base model and its tokenizer, and print what it computes in.
 
     Args:
         config: which model, which backend.
         precision: of the weights; files that hold 4-bit weights are dequantized for 16 bits.
         max_length: tokens of a sequence that Unsloth prepares for; transformers needs no such limit.
-        training: whether the model is to be trained or to answer.
+        training_format: to be trained in; None loads the model to answer.
     """
     backend = prepare_backend(config)
     path = bundled_models.resolve(config.name)
     with helpful_loading_errors(config.name):
         tokenizer = load_tokenizer(path)
+        form = training_format or answering_format(config, path, backend, precision)
+        print(f"{config.name} computes in {form}.", flush=True)
         if backend == "unsloth":
             from unsloth import FastLanguageModel
 
             # Above what the model was made for, Unsloth would scale its positions, for this stage alone.
             most = model_config(config.name).get("max_position_embeddings", max_length)
             model, _ = FastLanguageModel.from_pretrained(
-                path, max_seq_length=min(max_length, most), load_in_4bit=precision == "4bit", use_exact_model_name=True
-            )
+                path, max_seq_length=min(max_length, most), load_in_4bit=precision == "4bit", use_exact_model_name=True,
+                dtype=form.dtype,
+            )  # fmt: skip
         else:
-            model = _load_with_transformers(path, precision)
+            model = _load_with_transformers(path, precision, form.dtype)
     if precision == "16bit":
         model = _dequantized(model)
-    ready = _ready(model, tokenizer, backend, config.name)
-    return ready if training else for_inference(ready)
+    ready = _ready(model, tokenizer, backend, config.name, form)
+    if training_format is None:
+        set_training(ready, False)
+    return ready
 
 
-def load_for_merging(config: ModelConfig) -> LanguageModel:
-    """Load the base model on the CPU: 16-bit files, dequantized if they hold 4-bit weights."""
+def answering_format(config: ModelConfig, path: str, backend: Backend, precision: Precision) -> ComputeFormat:
+    """Return what a model answers in; Unsloth, 4 bits and shards know no 32."""
+    plain = backend == "transformers" and precision == "16bit" and not processes.shards_weights()
+    size = {"parameters": count_parameters(path)} if plain else {}
+    return devices.compute_format("answering", config.compute_dtype, **size)
+
+
+def count_parameters(path: str) -> int:
+    """Return the parameters of a model, from its config.json alone."""
     import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        shape = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(shape, trust_remote_code=False).num_parameters()
+
+
+def load_for_merging(config: ModelConfig) -> tuple[LanguageModel, torch.dtype]:
+    """Load the base model on the CPU, ready to answer; return it with the number format of its files.
+
+    Files that hold 4-bit weights are dequantized; their number format is that of the other weights. A large model answers
+    in the format of its files, unless 32 bits are much faster and fit into memory.
+    """
     from transformers import AutoModelForCausalLM
 
     path = bundled_models.resolve(config.name)
     with helpful_loading_errors(config.name), quiet_loading():
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False
+            path, dtype="auto", device_map="cpu", use_safetensors=True, trust_remote_code=False
         )
         tokenizer = load_tokenizer(path)
-    return for_inference(_ready(_dequantized(model), tokenizer, "transformers", config.name))
-
-
-def in_16_bits(language_model: LanguageModel) -> LanguageModel:
-    """Return the model in bfloat16, the number format of the files."""
-    import torch
-
-    language_model.model.to(torch.bfloat16)
-    return language_model
+    model, stored = _dequantized(model), model.dtype
+    form = devices.compute_format("answering", parameters=model.num_parameters(), on=devices.machine("cpu"))
+    if form.name != "float32":  # in another format of 16 bits it would not be what is saved
+        form = ComputeFormat(str(stored).removeprefix("torch."), "as the base model's files")
+    print(f"{config.name} is compared in {form}.", flush=True)
+    return _ready(model.to(form.dtype), tokenizer, "transformers", config.name, form), stored
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -171,7 +198,7 @@ def add_adapter(base: LanguageModel, config: LoraConfig, seed: int, checkpointin
             target_modules=list(config.target_modules), random_state=seed,
             use_gradient_checkpointing="unsloth" if checkpointing else False,
         )  # fmt: skip
-        return LanguageModel(model, base.tokenizer, base.backend, base.name, base.stop_ids)
+        return replace(base, model=model)
     import torch
     from peft import get_peft_model
 
@@ -183,8 +210,7 @@ def add_adapter(base: LanguageModel, config: LoraConfig, seed: int, checkpointin
             f"{base.name} has no layer {', '.join(unknown)} (--lora.target-modules). Its linear layers are "
             f"{', '.join(sorted(layers))}."
         )
-    model = get_peft_model(base.model, peft_lora_config(config))
-    return LanguageModel(model, base.tokenizer, base.backend, base.name, base.stop_ids)
+    return replace(base, model=get_peft_model(base.model, peft_lora_config(config)))
 
 
 def peft_lora_config(config: LoraConfig) -> Any:
@@ -211,21 +237,17 @@ def load_adapter(base: LanguageModel, folder: Path) -> LanguageModel:
         raise UserError(f"{weights} is missing or damaged ({error}). Run fine_tuning.py again.") from error
     with quiet_loading():
         model = PeftModel.from_pretrained(base.model, str(folder))
-    return _ready(model, base.tokenizer, base.backend, f"{base.name} + {folder.name}")
+    return _ready(model, base.tokenizer, base.backend, f"{base.name} + {folder.name}", base.compute_format)
 
 
-def for_inference(language_model: LanguageModel) -> LanguageModel:
-    """Return a model ready to answer.
-
-    A small model answers in 32 bits, as llama.cpp does: then neither the size of a batch nor what runs the model tips
-    near ties.
-    """
-    set_training(language_model, False)
-    model = language_model.model
-    castable = not getattr(model, "is_quantized", False) and not processes.shards_weights()
-    if language_model.backend == "transformers" and castable and model.num_parameters() < SMALL_MODEL:
-        model.float()
-    return language_model
+def answer_after_training(tuned: LanguageModel, config: ModelConfig, precision: Precision) -> LanguageModel:
+    """Return a model that was trained, ready to answer."""
+    set_training(tuned, False)
+    form = answering_format(config, bundled_models.resolve(config.name), tuned.backend, precision)
+    if form.name == "float32":
+        tuned.model.float()
+        return replace(tuned, compute_format=form)
+    return tuned
 
 
 def set_training(language_model: LanguageModel, training: bool) -> None:
@@ -243,9 +265,30 @@ def trainable_parameters(model: PreTrainedModel) -> tuple[int, int]:
     return model.get_nb_trainable_parameters()
 
 
-def merge(tuned: LanguageModel) -> LanguageModel:
-    """Return the base model with the adapter's update added to its weights."""
-    return LanguageModel(tuned.model.merge_and_unload(), tuned.tokenizer, tuned.backend, tuned.name, tuned.stop_ids)
+def merge(tuned: LanguageModel, stored: torch.dtype) -> LanguageModel:
+    """Return the base model with the adapter's update added to its weights, in the number format of its files.
+
+    Raises:
+        UserError: a weight is not finite in that format.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    arithmetic = devices.compute_format("merging").dtype
+    for layer in tuned.model.modules():
+        if isinstance(layer, LoraLayer):
+            base = layer.get_base_layer()
+            base.to(arithmetic)
+            layer.merge()
+            base.to(stored)
+    merged = tuned.model.unload().to(stored)
+    for name, weight in merged.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(
+                f"After the merge, {name} holds numbers that are not finite in {str(stored).removeprefix('torch.')}. "
+                "Train again with a lower --train.learning-rate."
+            )
+    return replace(tuned, model=merged)
 
 
 @contextlib.contextmanager
@@ -285,24 +328,26 @@ def helpful_loading_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def _load_with_transformers(path: str, precision: Precision) -> PreTrainedModel:
-    import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+def _load_with_transformers(path: str, precision: Precision, dtype: torch.dtype) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-    quantization = None
-    if precision == "4bit":
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )  # fmt: skip
+    config, options = AutoConfig.from_pretrained(path, trust_remote_code=False), {}
+    if quantized_files(path):
+        # What the files name is what the machine that made them was fast in.
+        config.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
+    elif precision == "4bit":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
     with quiet_loading():
         return AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=torch.bfloat16,
+            config=config,
+            dtype=dtype,
             device_map=_device_map(),
             use_safetensors=True,
             trust_remote_code=False,
-            **({"quantization_config": quantization} if quantization and not quantized_files(path) else {}),
+            **options,
         )
 
 
@@ -329,7 +374,13 @@ def quantized_files(name: str) -> bool:
     return "quantization_config" in model_config(name)
 
 
-def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backend: Backend, name: str) -> LanguageModel:
+def _ready(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    backend: Backend,
+    name: str,
+    compute_format: ComputeFormat,
+) -> LanguageModel:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.eval()
@@ -337,4 +388,4 @@ def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backend: 
     stop_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
     # Sampling defaults of a model's files (top_p, temperature) would mix with ours: --answers decides alone.
     model.generation_config.update(do_sample=False, temperature=1.0, top_p=1.0, top_k=50, max_length=None)
-    return LanguageModel(model, tokenizer, backend, name, stop_ids)
+    return LanguageModel(model, tokenizer, backend, name, compute_format, stop_ids)

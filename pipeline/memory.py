@@ -10,31 +10,27 @@ from typing import TYPE_CHECKING
 from config import LoraConfig, ModelConfig, TrainConfig
 from pipeline import bundled_models, processes
 from pipeline.artifacts import UserError
-from pipeline.language_model import (
-    Backend,
-    Precision,
-    best_device,
-    helpful_loading_errors,
-    prepare_backend,
-    quantized_files,
-)
+from pipeline.devices import ANSWERING_SHARE, GIB, ComputeFormat, best_device, free_memory
+from pipeline.language_model import Backend, Precision, helpful_loading_errors, prepare_backend, quantized_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-GIB = 2**30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight: its 4 bits, and scales that are quantized themselves
 LOSS_BYTES_PER_LOGIT = 14.0  # logits of a chunk in 16 and 32 bits, their softmax and their gradient
 LOSS_CHUNK = 256  # tokens whose logits exist at a time
 KEPT_SHARE = {"unsloth": 0.68, "transformers": 1.2}  # of the inputs and outputs of a block's linear layers, in 16 bits
 DROPOUT_BYTES = 3  # of an input of the adapter: its value and whether it was dropped
-CPU_KEPT = 3.0  # times what a GPU keeps: a CPU's allocator holds on to pieces that fit no later record
-CPU_PROGRAM = 1.0 * GIB  # Python and the libraries
+# A CPU's allocator holds on to pieces that fit no later record. Fitted to the peak resident size of trainings of SmolLM2-135M's,
+# Qwen2-0.5B's and TinyLlama's shapes; tests/test_memory.py holds them to those of three others.
+CPU_KEPT = {4: 2.0, 2: 2.85}  # by the bytes of a number, of the inputs and outputs of a block's linear layers
+CPU_RECOMPUTED = 16.0  # with checkpointing, of the inputs of the blocks
+CPU_LOSS_BYTES_PER_LOGIT = 25.0
+CPU_PROGRAM, CPU_LOADING = 0.5 * GIB, 0.65 * GIB  # Python and the libraries; the same while the model is loaded
 BUSY_TOKENS = 4096  # of a forward pass; one with fewer takes as long, since a GPU waits for the program then
 CHECKPOINTING_TIME, FOUR_BIT_TIME = 1.33, 1.4  # times what the same pass takes without
 GATHERED_BLOCKS = 2  # whose weights a device holds for a while, where it has a part of the others
 SPARE_SHARE = 0.05  # of the memory, for what is split into pieces too small to use
-ANSWERING_SHARE = 1.25  # memory to answer with, over that of the weights
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,9 @@ class ModelSize:
     quantized_files: bool
     """Whether the files hold 4-bit weights, which are loaded first if 16 bits are wanted."""
 
-    def weights(self, precision: Precision) -> float:
-        """Return the bytes of the base model."""
-        return self.linear * (NF4_BYTES if precision == "4bit" else 2) + 2 * self.other
+    def weights(self, precision: Precision, number: int = 2) -> float:
+        """Return the bytes of the base model, whose weights that are not quantized have `number` bytes."""
+        return self.linear * (NF4_BYTES if precision == "4bit" else number) + number * self.other
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,7 @@ class TrainingPlan:
     """How a training is fitted into memory."""
 
     precision: Precision
+    compute_format: ComputeFormat
     checkpointing: bool
     passes: int
     """Forward passes of an optimizer step on each device."""
@@ -110,7 +107,7 @@ class TrainingPlan:
         kept = "computed again" if self.checkpointing else "kept"
         return (
             f"Memory: {self.estimate.total / GIB:.1f} GiB expected ({shown}) of {self.usable / GIB:.1f} GiB that can be used\n"
-            f"  base in {self.precision.replace('bit', ' bits')}, activations {kept}, {self.passes} "
+            f"  base in {'4 bits' if self.precision == '4bit' else self.compute_format.name}, activations {kept}, {self.passes} "
             f"pass{'es' * (self.passes > 1)} a step, of {self.tokens:,} tokens at most"
         )
 
@@ -158,25 +155,43 @@ def estimate_training(
     tokens: int,
     optimizer: str,
     shards: int = 1,
+    number: int = 2,
 ) -> MemoryEstimate:
-    """Estimate the peak of a training whose largest forward pass has so many tokens, the weights in so many parts."""
+    """Estimate the peak of a training.
+
+    Args:
+        size: of the model.
+        backend: what trains.
+        precision: of the base model.
+        checkpointing: whether activations are computed again in the backward pass.
+        tokens: of the largest forward pass.
+        optimizer: as in TrainConfig.
+        shards: parts that the weights are divided into, one a device.
+        number: bytes of a number of the format that is computed in.
+    """
+    on_cpu = best_device() == "cpu"
     optimizer_bytes = 8 if optimizer == "adamw_torch" else 2
-    block = tokens * (size.features * 2 * KEPT_SHARE[backend] + size.adapter_inputs * DROPOUT_BYTES)
+    kept_share = CPU_KEPT[number] if on_cpu else KEPT_SHARE[backend]
+    block = tokens * (size.features * number * kept_share + size.adapter_inputs * DROPOUT_BYTES)
     kept = size.layers * block
     if checkpointing:
         # Unsloth keeps the inputs of the blocks in the memory of the CPU.
-        kept = block + (0 if backend == "unsloth" else size.layers * tokens * size.hidden * 2)
-    loss = min(tokens, LOSS_CHUNK) * size.vocabulary * LOSS_BYTES_PER_LOGIT
-    dequantized = 2 * size.largest if precision == "4bit" else 0
-    weights, adapter = size.weights(precision) / shards, size.adapter * (4 + 4 + optimizer_bytes) / shards
+        recomputed_share = CPU_RECOMPUTED if on_cpu else 0 if backend == "unsloth" else 1
+        kept = block + recomputed_share * size.layers * tokens * size.hidden * number
+    loss_bytes = CPU_LOSS_BYTES_PER_LOGIT if on_cpu else LOSS_BYTES_PER_LOGIT
+    loss = min(tokens, LOSS_CHUNK) * size.vocabulary * loss_bytes
+    dequantized = number * size.largest if precision == "4bit" else 0
+    weights, adapter = size.weights(precision, number) / shards, size.adapter * (4 + 4 + optimizer_bytes) / shards
     if shards > 1:
-        weights += 2 * (size.other + GATHERED_BLOCKS * size.linear / size.layers)
+        weights += number * (size.other + GATHERED_BLOCKS * size.linear / size.layers)
     loading = weights
     if size.quantized_files and precision == "16bit":
-        loading += size.weights("4bit")
+        loading += size.weights("4bit", number)
     activations = kept + loss + dequantized
-    if best_device() == "cpu":
-        activations, loading = CPU_KEPT * activations + CPU_PROGRAM, loading + CPU_PROGRAM
+    if on_cpu:
+        activations, loading = activations + CPU_PROGRAM, loading + CPU_LOADING
+        if number == 4:  # files of 16 bits are converted
+            loading += size.weights("16bit", 2)
     return MemoryEstimate(weights, adapter, activations, loading)
 
 
@@ -185,6 +200,7 @@ def plan_training(
     model: ModelConfig,
     train: TrainConfig,
     backend: Backend,
+    compute_format: ComputeFormat,
     devices: int,
     free: float,
     most_tokens: Callable[[int], int],
@@ -196,6 +212,7 @@ def plan_training(
         model: says which precision is asked for.
         train: says what else is asked for, and how much memory may be used.
         backend: what trains.
+        compute_format: what is computed in.
         devices: how many train together.
         free: bytes that each of them may use.
         most_tokens: returns the tokens of the largest forward pass, for a number of passes per step over all devices.
@@ -212,8 +229,10 @@ def plan_training(
         tokens = most_tokens(passes * devices)
         for precision in precisions(model):
             for checkpointing in {"auto": (False, True), "on": (True,), "off": (False,)}[train.gradient_checkpointing]:
-                estimate = estimate_training(size, backend, precision, checkpointing, tokens, train.optimizer, shards)
-                plan = TrainingPlan(precision, checkpointing, passes, tokens, estimate, usable)
+                estimate = estimate_training(
+                    size, backend, precision, checkpointing, tokens, train.optimizer, shards, compute_format.bytes
+                )
+                plan = TrainingPlan(precision, compute_format, checkpointing, passes, tokens, estimate, usable)
                 if estimate.total <= usable and (fastest is None or plan.relative_time < fastest.relative_time):
                     fastest = plan
                 if smallest is None or estimate.total < smallest.estimate.total:
@@ -231,6 +250,8 @@ def plan_training(
         remedy = "Use more devices, or a smaller model with --model.name"
     elif smallest.precision == "16bit" and best_device() == "cuda":
         remedy = "Give --model.precision 4bit"
+    elif best_device() == "cpu" and compute_format.name == "float32":
+        remedy = "Take a smaller model with --model.name, or --model.compute-dtype bfloat16, which may be slow here"
     else:
         remedy = "Take a smaller model with --model.name"
     raise UserError(
@@ -265,15 +286,4 @@ def precision_to_answer(model: ModelConfig) -> Precision:
     if quantized_files(model.name):
         return "4bit"
     needed = model_size(model, LoraConfig()).weights("16bit") * ANSWERING_SHARE
-    return "16bit" if needed <= free_memory() else "4bit"
-
-
-def free_memory() -> float:
-    """Return the free bytes of the GPU, or of the machine if it has none."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    import psutil
-
-    return psutil.virtual_memory().available
+    return "16bit" if needed <= free_memory("cuda") else "4bit"

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import UserError
+from pipeline.devices import best_device, free_memory
 
 
 def _state() -> Any:
     from accelerate import PartialState
-
-    from pipeline.language_model import best_device
 
     return PartialState(cpu=best_device() == "cpu")
 
@@ -32,8 +31,6 @@ def start(shard_weights: bool) -> None:
         raise UserError("Give --train.shard-weights to fine_tuning.py, instead of FSDP's options to accelerate launch.")
     if not shard_weights:
         return
-    from pipeline.language_model import best_device
-
     if best_device() != "cuda":  # where accelerate would train on whole models and say nothing
         raise UserError("--train.shard-weights needs several NVIDIA GPUs, and there is none here.")
     # accelerate reads these when its state is made.
@@ -59,11 +56,16 @@ def least_free_memory() -> float:
     """Return the free bytes of the device that has the least, so that all processes make the same plan."""
     from accelerate.utils import gather_object
 
-    from pipeline.memory import free_memory
-
     state = _state()
     share = state.num_processes if state.device.type == "cpu" else 1
-    return min(gather_object([free_memory() / share]))
+    return min(gather_object([free_memory(best_device()) / share]))
+
+
+def agreed(value: Any) -> Any:
+    """Return the main process's value, where processes may have measured different ones."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
 
 
 def is_main() -> bool:

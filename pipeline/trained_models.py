@@ -7,7 +7,8 @@ from pathlib import Path
 from config import ModelConfig
 from pipeline import prompts
 from pipeline.artifacts import StageNeeded, UserError, command
-from pipeline.language_model import Precision, best_device
+from pipeline.devices import best_device
+from pipeline.language_model import Precision
 from pipeline.manifests import read_manifest, require_current, require_unchanged
 
 

@@ -16,8 +16,9 @@ from trl import SFTConfig, SFTTrainer
 
 from config import TrainConfig
 from pipeline.batching import EVALUATION_TOKENS, IGNORED_LABEL, Batching, ForwardPasses, fill, token_counts
+from pipeline.devices import best_device
 from pipeline.flat_optimizer import flat_optimizer
-from pipeline.language_model import LanguageModel, best_device
+from pipeline.language_model import LanguageModel
 
 
 def make_trainer(
@@ -49,6 +50,11 @@ def make_trainer(
         processing_class=tuned.tokenizer,
         callbacks=list(callbacks),
     )
+    if arguments.fp16:
+        # TRL rounds the adapter of a quantized model to bfloat16; gradients are scaled in float32 alone.
+        for weight in tuned.model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
     if trainer.is_fsdp_enabled:
         # accelerate's policy rounds the loss to 16 bits.
         policy = MixedPrecisionPolicy(param_dtype=tuned.model.dtype, reduce_dtype=torch.float32)

@@ -77,6 +77,27 @@ def test_records_end_to_end_have_the_loss_they_have_one_by_one(run_stage, backen
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
 
 
+@pytest.mark.parametrize("precision", ["4bit", "16bit"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float16_learns_what_bfloat16_learns(run_stage, backend, precision):
+    run_stage("process_data.py", "wide_llama")
+    losses = []
+    for number_format in ("bfloat16", "float16"):
+        run_dir = run_stage(
+            "fine_tuning.py", "wide_llama", *TRAINING, "--train.max-steps", "20", "--train.learning-rate", "1e-3",
+            "--model.backend", backend, "--model.precision", precision, "--model.compute-dtype", number_format,
+            "--train.optimizer", "adamw_8bit",
+        )  # fmt: skip
+        metrics = read_manifest(run_dir, "fine_tuning")["metrics"]
+        assert (metrics["backend"], metrics["precision"], metrics["compute_dtype"]) == (
+            backend,
+            precision,
+            number_format,
+        )
+        losses.append([line["loss"] for line in read_log(run_dir / "training_log.jsonl") if "loss" in line])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2) and losses[1][-1] < losses[1][0]
+
+
 @pytest.mark.parametrize("precision, batching", [("4bit", "faithful"), ("16bit", "packed")])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_training_goes_on_and_answers_in_batches_as_one_by_one(run_stage, backend, precision, batching):

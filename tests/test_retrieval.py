@@ -165,7 +165,8 @@ def test_vectors_are_those_of_sentence_transformers(precision, tolerance):
             assert batch.dtype == np.float32
             vectors[positions] = batch
     assert np.abs(vectors - reference._client.encode(texts, normalize_embeddings=True)).max() < tolerance
-    assert embedding.runs_on(loaded) == {"backend": "torch", "device": "cpu", "precision": precision}
+    where = {"backend": "torch", "device": "cpu", "precision": precision, "precision_reason": "as set"}
+    assert embedding.runs_on(loaded, config) == where
 
 
 def test_a_pool_of_processes_encodes_the_same(embeddings):

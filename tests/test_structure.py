@@ -68,16 +68,15 @@ def test_heavy_packages_are_imported_inside_functions(path):
 
 
 @pytest.mark.parametrize("script", [*SECTIONS, "run"])
-def test_help_answers_without_torch_in_under_a_second_of_cpu_time(script):
+def test_help_answers_without_a_heavy_package(script):
     code = (
-        "import runpy, sys, time\n"
+        "import runpy, sys\n"
         f"sys.argv = ['{script}.py', '--help']\n"
         "try:\n"
         f"    runpy.run_path('{script}.py', run_name='__main__')\n"
         "except SystemExit as end:\n"
         "    assert not end.code, end.code\n"
         f"assert not {HEAVY!r} & set(sys.modules), {HEAVY!r} & set(sys.modules)\n"
-        "assert time.process_time() < 1, time.process_time()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8"

@@ -1,0 +1,186 @@
+"""The device that computes: which it is, how much memory it has free, and in which number format it computes fast."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    import torch
+
+Device = Literal["cuda", "mps", "cpu"]
+NumberFormat = Literal["float32", "bfloat16", "float16"]
+Purpose = Literal["training", "answering", "merging", "embedding"]
+Product = Literal["output", "gradient of the weights", "gradient of the inputs"]
+
+SMALL_MODEL = 1_000_000_000  # parameters
+# A model converts more in bfloat16 than its products; twofold products made a step on a CPU no faster than float32.
+WORTH_IT = 1.5
+TIMED_LAYER: dict[Device, tuple[int, int, int]] = {  # tokens, inputs, outputs; large enough to keep the device busy
+    "cpu": (128, 576, 1536), "mps": (1024, 2048, 2048), "cuda": (4096, 4096, 4096),
+}  # fmt: skip
+ANSWERING_SHARE = 1.25  # memory to answer with, over that of the weights
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class ComputeFormat:
+    """The number format that a model computes in, and why."""
+
+    name: NumberFormat
+    reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return PyTorch's name of it."""
+        import torch
+
+        return getattr(torch, self.name)
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of a number."""
+        return 4 if self.name == "float32" else 2
+
+    def __str__(self) -> str:
+        """Return the format and the reason, as a user reads them."""
+        return f"{self.name} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides the number format."""
+
+    device: Device
+    compute_capability: tuple[int, int] | None = None
+    """Of an NVIDIA GPU."""
+    seconds: Callable[[NumberFormat, Product], float] = lambda *_: math.nan
+    """Returns how long a matrix product of a linear layer takes."""
+    free_memory: float = math.inf
+    """Bytes."""
+
+    def speedup(self, product: Product) -> float:
+        """Return how many times as fast as in float32 a matrix product is in bfloat16."""
+        return self.seconds("float32", product) / self.seconds("bfloat16", product)
+
+    def operations_per_second(self, number_format: NumberFormat, product: Product) -> float:
+        """Return the floating point operations per second of a matrix product."""
+        return 2 * math.prod(TIMED_LAYER[self.device]) / self.seconds(number_format, product)
+
+
+def compute_format(
+    purpose: Purpose, asked: str = "auto", parameters: int = SMALL_MODEL, on: Machine | None = None
+) -> ComputeFormat:
+    """Return the number format to compute in: the one that is asked for, or the one that the device is fast in.
+
+    Args:
+        purpose: what the model is for.
+        asked: a number format, or auto.
+        parameters: of the model, for answering.
+        on: what computes; None is the best device of this machine.
+    """
+    if asked in get_args(NumberFormat):
+        return ComputeFormat(asked, "as set")
+    if purpose == "merging":
+        return ComputeFormat("float32", "so that the sum is rounded once, to the format of the base model's files")
+    if purpose == "answering" and parameters < SMALL_MODEL:
+        # Neither the size of a batch nor what runs the model may tip a near tie; llama.cpp computes in 32 bits, too.
+        return ComputeFormat("float32", "a model below a billion parameters answers in 32 bits")
+    on = on or machine(best_device())
+    if on.compute_capability is not None:
+        major, minor = on.compute_capability
+        if on.compute_capability >= (8, 0):
+            return ComputeFormat("bfloat16", f"a GPU of compute capability {major}.{minor} is fast in it")
+        return ComputeFormat("float16", f"a GPU of compute capability {major}.{minor} only emulates bfloat16")
+    speedup = math.inf
+    for product in get_args(Product) if purpose == "training" else ("output",):
+        speedup = min(speedup, on.speedup(product))
+        if speedup < WORTH_IT:
+            break  # the others may take long
+    reason = f"here, bfloat16 multiplies matrices {speedup:.1f} times as fast as float32"
+    if speedup >= WORTH_IT:
+        return ComputeFormat("bfloat16", reason)
+    needed = ANSWERING_SHARE * parameters * 4
+    if purpose == "answering" and on.device == "cpu" and needed > on.free_memory:
+        reason += f", but float32 would need {needed / GIB:.1f} GiB of the {on.free_memory / GIB:.1f} that are free"
+        return ComputeFormat("bfloat16", reason)
+    return ComputeFormat("float32", reason)
+
+
+def machine(device: Device) -> Machine:
+    """Return what decides the number format on a device of this machine; products are timed when they are asked for."""
+    import torch
+
+    capability = torch.cuda.get_device_capability() if device == "cuda" else None
+    return Machine(device, capability, functools.partial(product_seconds, device), free_memory(device))
+
+
+@functools.cache
+def product_seconds(device: Device, number_format: NumberFormat, product: Product) -> float:
+    """Return the least seconds of three that a matrix product of a linear layer takes; infinite where it is impossible."""
+    import torch
+
+    generator = torch.Generator(device)  # the random numbers of the program stay as they are
+
+    def random(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, device=device, generator=generator).to(getattr(torch, number_format))
+
+    def synchronize() -> None:
+        if device != "cpu":
+            getattr(torch, device).synchronize()
+
+    tokens, ins, outs = TIMED_LAYER[device]
+    try:
+        inputs, weights, gradient = random(tokens, ins), random(outs, ins), random(tokens, outs)
+    except TypeError:  # Apple's GPU under an old macOS has no bfloat16
+        return math.inf
+    left, right = products(inputs, weights, gradient)[product]
+    least = math.inf
+    for _ in range(4):  # the first prepares
+        synchronize()
+        started = time.perf_counter()
+        left @ right
+        synchronize()
+        least = min(least, time.perf_counter() - started)
+    return least
+
+
+def products(
+    inputs: torch.Tensor, weights: torch.Tensor, gradient: torch.Tensor
+) -> dict[Product, tuple[torch.Tensor, torch.Tensor]]:
+    """Return the factors of each matrix product of a linear layer.
+
+    Args:
+        inputs: (tokens, inputs).
+        weights: (outputs, inputs).
+        gradient: of the output, (tokens, outputs).
+    """
+    return {
+        "output": (inputs, weights.t()),
+        "gradient of the weights": (gradient.t(), inputs),
+        "gradient of the inputs": (gradient, weights),
+    }
+
+
+def best_device() -> Device:
+    """Return cuda, mps or cpu: the fastest that is there."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def free_memory(device: Device) -> float:
+    """Return the free bytes of the GPU, or of the machine for another device."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+
+    return psutil.virtual_memory().available
