@@ -251,10 +251,10 @@ def test_a_merge_that_changes_the_model_is_never_kept(config, monkeypatch):
     fine_tuning.run(config)
     merge = language_model.merge
 
-    def merge_badly(tuned):
+    def merge_badly(tuned, stored):
         import torch
 
-        merged = merge(tuned)
+        merged = merge(tuned, stored)
         with torch.no_grad():
             for weight in merged.model.parameters():
                 weight.copy_(weight.roll(1, 0))
