@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import Config
+from config import Config, TrainConfig
 from pipeline import (
     artifacts,
     bundled_models,
@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 def run(config: Config) -> Path:
     """Train the adapter and return the path of lora_model/."""
     processes.start(config.train.shard_weights)
-    check_device(config)
+    check_optimizer(config.train)
     backend = language_model.prepare_backend(config.model)
+    form = training_format(config)
     data = records.open_processed(config.run_dir)
     settings = {name: getattr(config, name) for name in ("prompt", "model", "lora", "train", "generation", "questions")}
     with processes.one_speaks(), contextlib.ExitStack() as stack:
@@ -62,8 +63,7 @@ def run(config: Config) -> Path:
         with data.unchanged():
             train_set, validation_set = training_data.build_datasets(config, data, tokenizer, prompt_format, metrics)
             asked = questions.choose_questions(data, config.questions)
-        config = with_recorded_formats(config)
-        plan, batching = plan_training(config, backend, train_set)
+        plan, batching = plan_training(config, backend, form, train_set)
         base = load_base(config, plan, metrics)
         tuned = language_model.add_adapter(base, config.lora, config.train.seed, plan.checkpointing)
         training_report.print_parameters(tuned, metrics)
@@ -86,18 +86,11 @@ def run(config: Config) -> Path:
     return config.run_dir / "lora_model"
 
 
-def check_device(config: Config) -> None:
-    """Raise a UserError for an optimizer or a number format that this machine cannot train with."""
-    train, device = config.train, devices.best_device()
-    if (
-        config.model.compute_dtype == "float16" and device != "cuda"
-    ):  # small gradients vanish in it unless they are scaled
-        raise artifacts.UserError(
-            "A training in float16 needs an NVIDIA GPU with CUDA. Leave --model.compute-dtype float16 out."
-        )
+def check_optimizer(train: TrainConfig) -> None:
+    """Raise a UserError for an optimizer that this machine cannot run."""
     if train.optimizer != "adamw_torch" and train.shard_weights:
         raise artifacts.UserError("--train.shard-weights needs --train.optimizer adamw_torch.")
-    if train.optimizer != "adamw_torch" and device != "cuda":
+    if train.optimizer != "adamw_torch" and devices.best_device() != "cuda":
         raise artifacts.UserError(
             f"--train.optimizer {train.optimizer} needs an NVIDIA GPU with CUDA. Use --train.optimizer adamw_torch."
         )
@@ -137,19 +130,25 @@ def ask_probe(
     return {"question": question, when: answer}
 
 
-def with_recorded_formats(config: Config) -> Config:
-    """Return the settings with the precision and the number format of the interrupted run that goes on."""
-    if not config.train.resume:
-        return config
-    folder, chosen = config.run_dir / "checkpoints", {}
-    for name in ("precision", "compute_dtype"):
-        if getattr(config.model, name) == "auto":
-            chosen[name] = checkpoints.recorded(folder, f"model.{name}")
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **chosen))
+def training_format(config: Config) -> devices.ComputeFormat:
+    """Return the number format to train in, that of the interrupted run if one goes on.
+
+    Raises:
+        UserError: it is float16, in which small gradients vanish unless they are scaled, and there is no GPU that does so.
+    """
+    form = devices.compute_format("training", config.model.compute_dtype)
+    if config.train.resume and config.model.compute_dtype == "auto":
+        before = checkpoints.recorded(config.run_dir / "checkpoints", "model.compute_dtype")
+        form = form if before in ("auto", form.name) else devices.ComputeFormat(before, "as the run that goes on")
+    if form.name == "float16" and devices.best_device() != "cuda":
+        raise artifacts.UserError(
+            "A training in float16 needs an NVIDIA GPU with CUDA. Give --model.compute-dtype float32."
+        )
+    return processes.agreed(form)
 
 
 def plan_training(
-    config: Config, backend: language_model.Backend, train_set: Any
+    config: Config, backend: language_model.Backend, form: devices.ComputeFormat, train_set: Any
 ) -> tuple[memory.TrainingPlan, Batching]:
     """Fit the training into memory; return how it is done, and how the records are divided into forward passes."""
     from pipeline.batching import Batching, token_counts
@@ -165,9 +164,13 @@ def plan_training(
         epochs = 1  # all have the same steps
     else:
         epochs = math.ceil(train.max_steps * train.records_per_step / len(lengths) if train.max_steps else train.epochs)
-    form = processes.agreed(devices.compute_format("training", config.model.compute_dtype))
+    model = config.model
+    if train.resume and model.precision == "auto":
+        model = dataclasses.replace(
+            model, precision=checkpoints.recorded(config.run_dir / "checkpoints", "model.precision")
+        )
     plan = memory.plan_training(
-        size, config.model, train, backend, form, count, processes.least_free_memory(),
+        size, model, train, backend, form, count, processes.least_free_memory(),
         lambda passes: batching(passes).most_tokens(lengths, epochs),
     )  # fmt: skip
     print(f"{plan}\n", flush=True)

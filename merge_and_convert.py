@@ -84,7 +84,7 @@ def merge(config: Config, adapter: Path, titles: Sequence[str], metrics: dict[st
     adapter_choices = [generation.greedy_choices(tuned, p.ids, p.answer_start) for p in passages]
     # Rounded to the format of the files: what is compared is what is saved.
     merged = language_model.merge(tuned, stored)
-    merged.model.to(merged.compute_format.dtype)
+    language_model.cast_weights(merged.model, merged.compute_format.dtype)
     merged_choices = [generation.greedy_choices(merged, p.ids, p.answer_start) for p in passages]
     parity.check_agreement(
         "base + adapter", adapter_choices, "the merged model", merged_choices, config.gguf.min_agreement
@@ -96,7 +96,8 @@ def merge(config: Config, adapter: Path, titles: Sequence[str], metrics: dict[st
     manifests.withdraw_manifest(config.run_dir, "merge_and_convert")
     with artifacts.atomic_path(folder) as temporary:
         with language_model.quiet_loading():
-            merged.model.to(stored).save_pretrained(temporary)
+            language_model.cast_weights(merged.model, stored)
+            merged.model.save_pretrained(temporary)
         merged.tokenizer.save_pretrained(temporary)
         gguf_conversion.keep_sentencepiece_model(bundled_models.resolve(config.model.name), temporary)
         gguf_conversion.complete_tokenizer_config(temporary, merged.tokenizer, prompt_format)

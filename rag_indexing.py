@@ -82,7 +82,8 @@ class Loader:
         if self._embeddings is None:
             self._embeddings = embedding.load_embeddings(self._config)
             self._metrics.update(embedding.runs_on(self._embeddings, self._config))
-            print(f"Embedding with {self._config.embedding_model}: " + ", ".join(self._metrics.values()))
+            *where, reason = self._metrics.values()
+            print(f"Embedding with {self._config.embedding_model}: {', '.join(where)} ({reason})")
         return self._embeddings
 
 

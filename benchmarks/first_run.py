@@ -62,7 +62,7 @@ def print_machine(work: Benchmark) -> None:
     print(f"{processor()}, {os.cpu_count()} cores, {', '.join(names)}{held}; torch {torch.__version__}")
     cpu = devices.machine("cpu")
     for product in get_args(devices.Product):
-        rates = [cpu.operations_per_second(form, product) / 1e9 for form in ("float32", "bfloat16")]
+        rates = [1e-9 / cpu.seconds_per_operation(form, product) for form in ("float32", "bfloat16")]
         print(
             f"  {product:<26}float32 {rates[0]:>5.0f} GFLOP/s, bfloat16 {rates[1]:>5.0f}, ratio {rates[0] / rates[1]:.1f}"
         )
@@ -86,7 +86,7 @@ def main() -> None:
     work = tyro.cli(Benchmark, description=__doc__)
     if work.instructions == "avx2":
         os.environ.update(HELD_TO_AVX2)
-    print_machine(work)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as temporary, held_core(work.busy):
         folder = work.output_dir or Path(temporary)
         options = argparse.Namespace(preset="demo", output_dir=folder, stages=list(STAGES))

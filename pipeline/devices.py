@@ -56,10 +56,10 @@ class Machine:
     """What decides the number format."""
 
     device: Device
+    seconds: Callable[[NumberFormat, Product], float]
+    """Returns how long a matrix product of the layer of TIMED_LAYER takes; infinite where it is impossible."""
     compute_capability: tuple[int, int] | None = None
     """Of an NVIDIA GPU."""
-    seconds: Callable[[NumberFormat, Product], float] = lambda *_: math.nan
-    """Returns how long a matrix product of a linear layer takes."""
     free_memory: float = math.inf
     """Bytes."""
 
@@ -67,27 +67,27 @@ class Machine:
         """Return how many times as fast as in float32 a matrix product is in bfloat16."""
         return self.seconds("float32", product) / self.seconds("bfloat16", product)
 
-    def operations_per_second(self, number_format: NumberFormat, product: Product) -> float:
-        """Return the floating point operations per second of a matrix product."""
-        return 2 * math.prod(TIMED_LAYER[self.device]) / self.seconds(number_format, product)
+    def seconds_per_operation(self, number_format: NumberFormat, product: Product) -> float:
+        """Return the seconds that a floating point operation takes in a matrix product."""
+        return self.seconds(number_format, product) / (2 * math.prod(TIMED_LAYER[self.device]))
 
 
 def compute_format(
-    purpose: Purpose, asked: str = "auto", parameters: int = SMALL_MODEL, on: Machine | None = None
+    purpose: Purpose, asked: str = "auto", parameters: int | None = None, on: Machine | None = None
 ) -> ComputeFormat:
     """Return the number format to compute in: the one that is asked for, or the one that the device is fast in.
 
     Args:
         purpose: what the model is for.
         asked: a number format, or auto.
-        parameters: of the model, for answering.
+        parameters: of a model that is to answer and can do so in every format; None for another.
         on: what computes; None is the best device of this machine.
     """
     if asked in get_args(NumberFormat):
         return ComputeFormat(asked, "as set")
     if purpose == "merging":
         return ComputeFormat("float32", "so that the sum is rounded once, to the format of the base model's files")
-    if purpose == "answering" and parameters < SMALL_MODEL:
+    if purpose == "answering" and parameters is not None and parameters < SMALL_MODEL:
         # Neither the size of a batch nor what runs the model may tip a near tie; llama.cpp computes in 32 bits, too.
         return ComputeFormat("float32", "a model below a billion parameters answers in 32 bits")
     on = on or machine(best_device())
@@ -101,11 +101,13 @@ def compute_format(
         speedup = min(speedup, on.speedup(product))
         if speedup < WORTH_IT:
             break  # the others may take long
+    if speedup == 0:
+        return ComputeFormat("float32", "this device has no bfloat16")
     reason = f"here, bfloat16 multiplies matrices {speedup:.1f} times as fast as float32"
     if speedup >= WORTH_IT:
         return ComputeFormat("bfloat16", reason)
-    needed = ANSWERING_SHARE * parameters * 4
-    if purpose == "answering" and on.device == "cpu" and needed > on.free_memory:
+    needed = ANSWERING_SHARE * (parameters or 0) * 4
+    if needed > on.free_memory:
         reason += f", but float32 would need {needed / GIB:.1f} GiB of the {on.free_memory / GIB:.1f} that are free"
         return ComputeFormat("bfloat16", reason)
     return ComputeFormat("float32", reason)
@@ -116,7 +118,7 @@ def machine(device: Device) -> Machine:
     import torch
 
     capability = torch.cuda.get_device_capability() if device == "cuda" else None
-    return Machine(device, capability, functools.partial(product_seconds, device), free_memory(device))
+    return Machine(device, functools.partial(product_seconds, device), capability, free_memory(device))
 
 
 @functools.cache

@@ -75,8 +75,8 @@ def runs_on(embeddings: HuggingFaceEmbeddings, config: RagConfig) -> dict[str, s
     where = {"backend": model.get_backend(), "device": model.device.type}
     if model.dtype is None:
         return where
-    reason = devices.compute_format("embedding", config.embedding_precision).reason
-    return where | {"precision": str(model.dtype).removeprefix("torch."), "precision_reason": reason}
+    form = devices.compute_format("embedding", config.embedding_precision)
+    return where | {"precision": form.name, "precision_reason": form.reason}
 
 
 def document_prompt(embeddings: HuggingFaceEmbeddings) -> str:
@@ -160,4 +160,8 @@ def _of_length_one(vectors: numpy.ndarray) -> numpy.ndarray:
     import numpy
 
     vectors = vectors.astype("float32", copy=False)
+    if not numpy.isfinite(vectors).all():
+        raise UserError(
+            "The embedding model gives numbers that are not finite. Give --rag.embedding-precision float32."
+        )
     return vectors / numpy.linalg.norm(vectors, axis=1, keepdims=True)

@@ -75,9 +75,14 @@ def generate(
 def fitting_batch_size(language_model: LanguageModel, tokens: int) -> int:
     """Return how many sequences of so many tokens are answered at a time, by the memory that they take."""
     shape = language_model.model.config.get_text_config()
-    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    values = 2 * shape.num_hidden_layers * shape.num_key_value_heads * head  # keys and values of a token
-    values += 3 * shape.intermediate_size + 4 * shape.hidden_size  # and what a block computes of it
+    # Not every architecture names all of these.
+    heads = getattr(shape, "num_attention_heads", 1)
+    head = getattr(shape, "head_dim", None) or shape.hidden_size // heads
+    values = (
+        2 * shape.num_hidden_layers * (getattr(shape, "num_key_value_heads", None) or heads) * head
+    )  # keys and values
+    inner = getattr(shape, "intermediate_size", None)
+    values += 3 * (inner if isinstance(inner, int) else 4 * shape.hidden_size) + 4 * shape.hidden_size  # within a block
     sequence = tokens * values * language_model.model.dtype.itemsize
     return max(1, min(MOST_AT_A_TIME, int(BATCH_SHARE * free_memory(language_model.model.device.type) / sequence)))
 

@@ -79,12 +79,17 @@ def prepare_backend(config: ModelConfig) -> Backend:
             )
         return "transformers"
     backend = choose_backend(config.backend, cuda=torch.cuda.is_available(), unsloth=present)
-    if (
-        backend == "unsloth"
-        and config.backend == "auto"
-        and model_config(config.name).get("model_type") not in UNSLOTH_KERNELS
-    ):
-        backend = "transformers"
+    if backend == "unsloth":
+        # In 16 bits it computes in what the GPU is fast in, whatever it is told.
+        asked = config.compute_dtype
+        knows_format = asked in ("auto", "float16") or asked == devices.compute_format("training").name
+        if config.backend == "unsloth" and not knows_format:
+            raise UserError(
+                f"Unsloth does not compute in {asked} on this GPU. Give --model.backend transformers, or leave "
+                "--model.compute-dtype out."
+            )
+        has_kernels = config.backend == "unsloth" or model_config(config.name).get("model_type") in UNSLOTH_KERNELS
+        backend = "unsloth" if knows_format and has_kernels else "transformers"
     if config.precision == "4bit" and best_device() != "cuda":
         raise UserError(
             "Loading in 4 bits needs an NVIDIA GPU with CUDA, and there is none here. Use --model.precision 16bit, with "
@@ -162,23 +167,33 @@ def count_parameters(path: str) -> int:
 def load_for_merging(config: ModelConfig) -> tuple[LanguageModel, torch.dtype]:
     """Load the base model on the CPU, ready to answer; return it with the number format of its files.
 
-    Files that hold 4-bit weights are dequantized; their number format is that of the other weights. A large model answers
-    in the format of its files, unless 32 bits are much faster and fit into memory.
+    Files that hold 4-bit weights are dequantized; their number format is the one that config.json names.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     path = bundled_models.resolve(config.name)
     with helpful_loading_errors(config.name), quiet_loading():
+        shape = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if not quantized_files(path):
+            shape.dtype = None  # the format is that of the weights, whatever config.json says
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", device_map="cpu", use_safetensors=True, trust_remote_code=False
+            path, config=shape, dtype="auto", device_map="cpu", use_safetensors=True, trust_remote_code=False
         )
         tokenizer = load_tokenizer(path)
     model, stored = _dequantized(model), model.dtype
-    form = devices.compute_format("answering", parameters=model.num_parameters(), on=devices.machine("cpu"))
-    if form.name != "float32":  # in another format of 16 bits it would not be what is saved
-        form = ComputeFormat(str(stored).removeprefix("torch."), "as the base model's files")
-    print(f"{config.name} is compared in {form}.", flush=True)
-    return _ready(model.to(form.dtype), tokenizer, "transformers", config.name, form), stored
+    form, needed = devices.compute_format("merging"), devices.ANSWERING_SHARE * 4 * model.num_parameters()
+    if needed > devices.free_memory("cpu"):
+        reason = f"as the base model's files, since float32 would need {needed / devices.GIB:.1f} GiB"
+        form = ComputeFormat(str(stored).removeprefix("torch."), reason)
+    print(f"{config.name} is merged in {form}.", flush=True)
+    cast_weights(model, form.dtype)
+    return _ready(model, tokenizer, "transformers", config.name, form), stored
+
+
+def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Bring the weights of a model into a number format, and nothing else: rounded rotary frequencies stay wrong."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -245,7 +260,7 @@ def answer_after_training(tuned: LanguageModel, config: ModelConfig, precision: 
     set_training(tuned, False)
     form = answering_format(config, bundled_models.resolve(config.name), tuned.backend, precision)
     if form.name == "float32":
-        tuned.model.float()
+        cast_weights(tuned.model, form.dtype)
         return replace(tuned, compute_format=form)
     return tuned
 
@@ -281,7 +296,8 @@ def merge(tuned: LanguageModel, stored: torch.dtype) -> LanguageModel:
             base.to(arithmetic)
             layer.merge()
             base.to(stored)
-    merged = tuned.model.unload().to(stored)
+    merged = tuned.model.unload()
+    cast_weights(merged, stored)
     for name, weight in merged.named_parameters():
         if not torch.isfinite(weight).all():
             raise UserError(

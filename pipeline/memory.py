@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from config import LoraConfig, ModelConfig, TrainConfig
 from pipeline import bundled_models, processes
 from pipeline.artifacts import UserError
-from pipeline.devices import ANSWERING_SHARE, GIB, ComputeFormat, best_device, free_memory
+from pipeline.devices import ANSWERING_SHARE, GIB, ComputeFormat, best_device, compute_format, free_memory
 from pipeline.language_model import Backend, Precision, helpful_loading_errors, prepare_backend, quantized_files
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def plan_training(
     model: ModelConfig,
     train: TrainConfig,
     backend: Backend,
-    compute_format: ComputeFormat,
+    form: ComputeFormat,
     devices: int,
     free: float,
     most_tokens: Callable[[int], int],
@@ -212,7 +212,7 @@ def plan_training(
         model: says which precision is asked for.
         train: says what else is asked for, and how much memory may be used.
         backend: what trains.
-        compute_format: what is computed in.
+        form: what is computed in.
         devices: how many train together.
         free: bytes that each of them may use.
         most_tokens: returns the tokens of the largest forward pass, for a number of passes per step over all devices.
@@ -230,9 +230,9 @@ def plan_training(
         for precision in precisions(model):
             for checkpointing in {"auto": (False, True), "on": (True,), "off": (False,)}[train.gradient_checkpointing]:
                 estimate = estimate_training(
-                    size, backend, precision, checkpointing, tokens, train.optimizer, shards, compute_format.bytes
+                    size, backend, precision, checkpointing, tokens, train.optimizer, shards, form.bytes
                 )
-                plan = TrainingPlan(precision, compute_format, checkpointing, passes, tokens, estimate, usable)
+                plan = TrainingPlan(precision, form, checkpointing, passes, tokens, estimate, usable)
                 if estimate.total <= usable and (fastest is None or plan.relative_time < fastest.relative_time):
                     fastest = plan
                 if smallest is None or estimate.total < smallest.estimate.total:
@@ -250,7 +250,7 @@ def plan_training(
         remedy = "Use more devices, or a smaller model with --model.name"
     elif smallest.precision == "16bit" and best_device() == "cuda":
         remedy = "Give --model.precision 4bit"
-    elif best_device() == "cpu" and compute_format.name == "float32":
+    elif best_device() != "cuda" and form.name == "float32":
         remedy = "Take a smaller model with --model.name, or --model.compute-dtype bfloat16, which may be slow here"
     else:
         remedy = "Take a smaller model with --model.name"
@@ -285,5 +285,6 @@ def precision_to_answer(model: ModelConfig) -> Precision:
         return wanted[0]
     if quantized_files(model.name):
         return "4bit"
-    needed = model_size(model, LoraConfig()).weights("16bit") * ANSWERING_SHARE
+    number = compute_format("answering", model.compute_dtype).bytes
+    needed = model_size(model, LoraConfig()).weights("16bit", number) * ANSWERING_SHARE
     return "16bit" if needed <= free_memory("cuda") else "4bit"

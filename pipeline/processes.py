@@ -65,6 +65,7 @@ def agreed(value: Any) -> Any:
     """Return the main process's value, where processes may have measured different ones."""
     from accelerate.utils import broadcast_object_list
 
+    _state()
     return broadcast_object_list([value])[0]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import Condition, RagConfig
-from pipeline import bundled_models, embedding, vector_store
+from pipeline import bundled_models, devices, embedding, vector_store
 from pipeline.artifacts import StageNeeded
 from pipeline.cleaning import normalise_title
 from pipeline.language_model import loading_errors
@@ -85,8 +85,8 @@ def load_reranker(name: str) -> CrossEncoder:
     from sentence_transformers import CrossEncoder
 
     try:
-        path, safe = bundled_models.resolve(name), {"use_safetensors": True}
-        return CrossEncoder(path, num_labels=1, trust_remote_code=False, model_kwargs=safe)
+        options = {"use_safetensors": True, "dtype": devices.compute_format("embedding").name}
+        return CrossEncoder(bundled_models.resolve(name), num_labels=1, trust_remote_code=False, model_kwargs=options)
     except loading_errors() as error:
         raise embedding.cannot_load("reranker", name, error, "--rag.reranker") from error
 

@@ -13,12 +13,17 @@ from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
+from trl.trainer import sft_trainer
 
 from config import TrainConfig
 from pipeline.batching import EVALUATION_TOKENS, IGNORED_LABEL, Batching, ForwardPasses, fill, token_counts
 from pipeline.devices import best_device
 from pipeline.flat_optimizer import flat_optimizer
 from pipeline.language_model import LanguageModel
+from pipeline.loss import chunked_cross_entropy
+
+# TRL's own computes the logits twice, and the entropy and accuracy of all tokens.
+sft_trainer._chunked_cross_entropy_loss = chunked_cross_entropy
 
 
 def make_trainer(
@@ -50,8 +55,8 @@ def make_trainer(
         processing_class=tuned.tokenizer,
         callbacks=list(callbacks),
     )
-    if arguments.fp16:
-        # TRL rounds the adapter of a quantized model to bfloat16; gradients are scaled in float32 alone.
+    if not arguments.bf16:
+        # TRL rounds the adapter of a quantized model to bfloat16, whatever is computed in; gradients are scaled in float32 alone.
         for weight in tuned.model.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()

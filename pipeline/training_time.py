@@ -56,7 +56,7 @@ def expected_seconds(size: ModelSize, plan: TrainingPlan, tokens: float, on: Mac
     """
     operations = 2 * tokens * (size.linear + size.hidden * size.vocabulary)
     forward, backward = (
-        operations / on.operations_per_second(plan.compute_format.name, product)
+        operations * on.seconds_per_operation(plan.compute_format.name, product)
         for product in ("output", "gradient of the inputs")
     )
     seconds = (forward * (2 if plan.checkpointing else 1) + backward) / EFFICIENCY

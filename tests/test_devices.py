@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import os
 import subprocess
 import sys
+import types
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +21,7 @@ import merge_and_convert
 import process_data
 import rag_indexing
 from config import PRESETS, PROJECT_DIR, STAGES, LoraConfig, ModelConfig, RagConfig, TrainConfig
-from pipeline import devices, embedding, language_model, memory, training_time
+from pipeline import artifacts, devices, embedding, language_model, memory, training_time
 from pipeline.artifacts import UserError
 from pipeline.devices import ComputeFormat, Machine, compute_format
 from pipeline.manifests import read_manifest
@@ -30,11 +33,11 @@ def cpu(*speedups, free_memory=float("inf")):
     """A processor that multiplies so many times as fast in bfloat16, in the three products."""
     known = dict(zip(PRODUCTS, speedups, strict=False))
     seconds = lambda number_format, product: 1.0 if number_format == "float32" else 1 / known[product]  # noqa: E731
-    return Machine("cpu", None, seconds, free_memory)
+    return Machine("cpu", seconds, free_memory=free_memory)
 
 
 def gpu(*capability):
-    return Machine("cuda", capability)
+    return Machine("cuda", lambda *_: pytest.fail("measured"), capability)
 
 
 AVX2, AVX512, AMX = cpu(0.2, 0.2, 0.03), cpu(0.6, 0.6, 0.6), cpu(5.3, 2.7, 4.4)
@@ -49,7 +52,7 @@ OLD_APPLE = replace(cpu(), device="mps", seconds=lambda name, _: 1.0 if name == 
         (AVX512, "training", "float32", "0.6 times"),
         (AMX, "training", "bfloat16", "2.7 times"),
         (APPLE, "training", "bfloat16", "1.7 times"),
-        (OLD_APPLE, "training", "float32", "0.0 times"),
+        (OLD_APPLE, "training", "float32", "this device has no bfloat16"),
         (gpu(7, 5), "training", "float16", "compute capability 7.5 only emulates bfloat16"),
         (gpu(8, 0), "training", "bfloat16", "compute capability 8.0 is fast in it"),
         (gpu(9, 0), "training", "bfloat16", "compute capability 9.0 is fast in it"),
@@ -84,14 +87,14 @@ def test_what_decides_already_is_not_measured_further():
         measured.append(product)
         return 1.0
 
-    compute_format("training", on=Machine("cpu", None, seconds))
+    compute_format("training", on=Machine("cpu", seconds))
     assert set(measured) == {"output"}
 
 
 @pytest.mark.parametrize("asked", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("purpose", ["training", "answering", "embedding"])
 def test_a_setting_decides_without_a_measurement(asked, purpose):
-    never = Machine("cpu", None, lambda *_: pytest.fail("measured"))
+    never = Machine("cpu", lambda *_: pytest.fail("measured"))
     assert compute_format(purpose, asked, 1000, never) == ComputeFormat(asked, "as set")
 
 
@@ -102,8 +105,9 @@ def test_a_small_model_answers_in_32_bits_on_every_device():
 
 
 def test_a_model_that_fits_in_16_bits_alone_answers_in_them():
-    form = compute_format("answering", parameters=8_000_000_000, on=cpu(0.2, free_memory=20 * 2**30))
-    assert form.name == "bfloat16" and "float32 would need 37.3 GiB of the 20.0 that are free" in form.reason
+    for machine in (cpu(0.2, free_memory=20 * 2**30), replace(APPLE, free_memory=20 * 2**30, seconds=AVX2.seconds)):
+        form = compute_format("answering", parameters=8_000_000_000, on=machine)
+        assert form.name == "bfloat16" and "float32 would need 37.3 GiB of the 20.0 that are free" in form.reason
     assert compute_format("answering", parameters=8_000_000_000, on=cpu(0.2, free_memory=64 * 2**30)).name == "float32"
 
 
@@ -166,9 +170,14 @@ def test_every_stage_with_a_model_notes_its_format(in_float32, capsys):
     ft_test_trained_model.run(in_float32, ft_test_trained_model.TestOptions())
     merge_and_convert.run(in_float32)
     rag_indexing.run(in_float32)
-    for stage in ("foundation_model", "ft_test_trained_model", "merge_and_convert"):
+    reasons = {
+        "foundation_model": "below a billion",
+        "ft_test_trained_model": "below a billion",
+        "merge_and_convert": "once",
+    }
+    for stage, reason in reasons.items():
         metrics = read_manifest(in_float32.run_dir, stage)["metrics"]
-        assert metrics["compute_dtype"] == "float32" and "below a billion" in metrics["compute_dtype_reason"], stage
+        assert metrics["compute_dtype"] == "float32" and reason in metrics["compute_dtype_reason"], stage
     metrics = read_manifest(in_float32.run_dir, "rag_indexing")["metrics"]
     assert metrics["precision"] == compute_format("embedding").name
     assert metrics["precision_reason"] == compute_format("embedding").reason
@@ -184,6 +193,7 @@ def test_an_interrupted_training_goes_on_in_its_format(in_float32, monkeypatch):
     fine_tuning.run(replace(in_float32, train=replace(train, resume=True)))
     metrics = read_manifest(in_float32.run_dir, "fine_tuning")["metrics"]
     assert metrics["compute_dtype"] == "bfloat16"
+    assert metrics["compute_dtype_reason"] == "as the run that goes on"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -221,6 +231,63 @@ def test_a_merged_model_has_the_format_of_the_base_and_is_rounded_once(in_float3
         tolerance = torch.finfo(dtype).eps * exact.abs() * 0.5001 + 1e-7
         assert ((merged[name].double() - exact).abs() <= tolerance).all(), name
     assert changed == 7 * 2
+
+
+def test_the_format_of_files_is_that_of_their_weights_whatever_their_config_says(in_float32, tmp_path):
+    base = language_model.load_base(in_float32.model, "16bit")
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    artifacts.write_json(path, {**artifacts.read_json(path), "dtype": "bfloat16"})
+    assert language_model.load_for_merging(ModelConfig(name=str(path.parent)))[1] == torch.float32
+
+
+def test_a_model_that_is_too_large_for_32_bits_is_merged_in_the_format_of_its_files(
+    in_float32, tmp_path, monkeypatch, capsys
+):
+    base = language_model.load_base(in_float32.model, "16bit")
+    base.model.to(torch.float16).save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    monkeypatch.setattr(devices, "free_memory", lambda _: 0)
+    loaded, stored = language_model.load_for_merging(ModelConfig(name=str(tmp_path / "base")))
+    assert stored == loaded.model.dtype == torch.float16 and loaded.compute_format.name == "float16"
+    assert "merged in float16 (as the base model's files, since float32 would need" in capsys.readouterr().out
+
+
+def test_rotary_frequencies_are_never_rounded(in_float32):
+    loaded, stored = language_model.load_for_merging(ModelConfig())  # SmolLM2, in bfloat16
+    exact = loaded.model.model.rotary_emb.inv_freq.clone()
+    assert stored == torch.bfloat16 and not torch.equal(exact, exact.bfloat16().float())
+    tuned = language_model.add_adapter(loaded, LoraConfig(r=2, alpha=4), 1, False)
+    merged = language_model.merge(tuned, stored)
+    assert merged.model.dtype == torch.bfloat16
+    language_model.cast_weights(merged.model, torch.float32)
+    assert torch.equal(merged.model.model.rotary_emb.inv_freq, exact)
+
+
+@pytest.mark.parametrize(
+    ("asked", "capability", "chosen"),
+    [
+        ("auto", (7, 5), "unsloth"), ("float16", (7, 5), "unsloth"), ("bfloat16", (7, 5), None), ("float32", (7, 5), None),
+        ("auto", (9, 0), "unsloth"), ("float16", (9, 0), "unsloth"), ("bfloat16", (9, 0), "unsloth"), ("float32", (9, 0), None),
+    ],
+)  # fmt: skip
+def test_unsloth_is_not_asked_for_a_format_that_it_would_change(tiny_model, monkeypatch, asked, capability, chosen):
+    unsloth = types.ModuleType("unsloth")
+    unsloth.__spec__ = importlib.machinery.ModuleSpec("unsloth", None)
+    monkeypatch.setitem(sys.modules, "unsloth", unsloth)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "machine", lambda _: gpu(*capability))
+    model = ModelConfig(name=str(tiny_model("llama")), compute_dtype=asked)
+    assert language_model.prepare_backend(model) == (chosen or "transformers")
+    if chosen is None:
+        with pytest.raises(UserError, match=rf"Unsloth does not compute in {asked}.*--model\.backend transformers"):
+            language_model.prepare_backend(replace(model, backend="unsloth"))
+
+
+def test_embeddings_that_are_not_finite_are_never_stored():
+    with pytest.raises(UserError, match=r"not finite.*--rag\.embedding-precision float32"):
+        embedding._of_length_one(np.array([[1.0, 2.0], [np.inf, 0.0]], np.float16))
 
 
 def test_a_merge_that_is_not_finite_is_an_error(in_float32, tmp_path):
@@ -277,7 +344,7 @@ SIZE = memory.ModelSize(
 
 def slow_machine(operations_per_second):
     layer = 2 * devices.TIMED_LAYER["cpu"][0] * devices.TIMED_LAYER["cpu"][1] * devices.TIMED_LAYER["cpu"][2]
-    return Machine("cpu", None, lambda *_: layer / operations_per_second)
+    return Machine("cpu", lambda *_: layer / operations_per_second)
 
 
 def plan(checkpointing=False):
@@ -298,6 +365,13 @@ def test_a_training_of_more_than_an_hour_says_so_and_names_the_setting(capsys):
     assert capsys.readouterr().out == ""
     training_time.tell_if_long(SIZE, plan(checkpointing=True), train, lengths, slow_machine(rate), 1)
     assert "about 3 h" in capsys.readouterr().out
+
+
+def test_the_stage_tells_it_before_the_model_is_loaded(in_float32, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "machine", lambda _: replace(slow_machine(1.0), free_memory=2**35))
+    fine_tuning.run(in_float32)
+    printed = capsys.readouterr().out
+    assert 0 < printed.index("this machine will need about") < printed.index("computes in")
 
 
 @pytest.mark.parametrize(

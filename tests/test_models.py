@@ -118,6 +118,54 @@ def test_batched_streamed_and_single_answers_agree(smollm2, prompt_format):
     assert "".join(generation.stream(smollm2, prompt_format, texts[0], greedy)).strip() == single[0].text
 
 
+def test_answers_come_in_the_order_of_the_prompts_however_they_are_batched(smollm2, prompt_format):
+    titles = [
+        "Tea",
+        "A wooden train set with twelve wagons, for ages 3-6",
+        "Cat",
+        "A long story about two sisters",
+        "Ink",
+    ]
+    texts = [prompt_format.prompt(title) for title in titles]
+    greedy = GenerationConfig(max_new_tokens=6, temperature=0.0)
+    alone = [generation.generate(smollm2, prompt_format, [text], greedy)[0].text for text in texts]
+    for batch_size in (None, 2):
+        batched = generation.generate(smollm2, prompt_format, texts, replace(greedy, batch_size=batch_size))
+        assert [answer.text for answer in batched] == alone
+
+
+def test_a_batch_fits_into_the_free_memory(smollm2, monkeypatch):
+    shape = smollm2.model.config
+    sequence = 100 * 4 * (2 * 30 * 3 * 64 + 3 * shape.intermediate_size + 4 * shape.hidden_size)
+    for free, most in ((20 * sequence, 10), (10**12, 64), (0, 1)):
+        monkeypatch.setattr(generation, "free_memory", lambda _, free=free: free)
+        assert generation.fitting_batch_size(smollm2, 100) == most
+
+
+def test_a_model_without_grouped_heads_is_answered_with_in_batches(smollm2, prompt_format):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=49152, n_embd=32, n_layer=2, n_head=2, n_positions=256)).eval()
+    answers = generation.generate(
+        replace(smollm2, model=model), prompt_format, [prompt_format.prompt("Tea")] * 3, GenerationConfig(4, 0.0)
+    )
+    assert len({answer.text for answer in answers}) == 1
+
+
+def test_the_loss_of_a_reference_is_that_of_its_tokens_after_the_prompt(smollm2, prompt_format):
+    import torch
+
+    prompt, reference = prompt_format.prompt("Tea"), "Green tea from the hills, in small bags."
+    found = generation.reference_loss(smollm2, prompt_format, prompt, reference)
+    ids = smollm2.tokenizer(prompt + reference + prompt_format.end, add_special_tokens=False)["input_ids"]
+    start = len(smollm2.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    labels = torch.tensor([[-100] * start + ids[start:]])
+    with torch.inference_mode():
+        loss = smollm2.model(input_ids=torch.tensor([ids]), labels=labels).loss.item()
+    assert found["reference_tokens"] == len(ids) - start
+    assert found["reference_loss"] == pytest.approx(loss * (len(ids) - start), rel=1e-4)
+
+
 def test_answers_end_at_the_end_token_or_at_the_limit(smollm2, prompt_format):
     short = GenerationConfig(max_new_tokens=3, temperature=0.0)
     cut = generation.generate(smollm2, prompt_format, [prompt_format.prompt("A long story")], short)[0]
