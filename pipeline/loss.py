@@ -1,6 +1,7 @@
 """The loss of next-token prediction, a chunk of tokens at a time, so that all logits never exist at once.
 
-The gradient of a chunk is computed with its loss: the logits, the largest product of a small model, are computed once.
+The gradient of a chunk is computed with its loss, so that the logits, the largest product of a small model, are computed
+once. It is for processors; see pipeline/trainer.py.
 """
 
 from __future__ import annotations

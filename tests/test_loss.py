@@ -69,11 +69,13 @@ def test_an_output_layer_that_is_trained_is_refused(given):
         chunked_cross_entropy(hidden, weight.requires_grad_(), 7, labels)
 
 
-def test_the_trainer_uses_it(make_config, monkeypatch):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_training_on_a_processor_uses_it(make_config, monkeypatch):
     import fine_tuning
     import process_data
     from pipeline import trainer
 
+    assert trainer.sft_trainer._chunked_cross_entropy_loss is chunked_cross_entropy
     counted = []
 
     def counting(*arguments, **named):

@@ -52,6 +52,7 @@ IMPORTED_LATE = {
     "attention",
     "batching",
     "flat_optimizer",
+    "loss",
     "trainer",
     "training_progress",
     "ask",
