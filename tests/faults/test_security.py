@@ -22,7 +22,7 @@ from config import PRESETS, PROJECT_DIR, STAGES, LoraConfig, ModelConfig, RagCon
 from pipeline import bundled_models, embedding, language_model, memory, retrieval
 from pipeline.artifacts import UserError
 
-MODULES = sorted([*PROJECT_DIR.glob("*.py"), *(PROJECT_DIR / "pipeline").glob("*.py")])
+MODULES = sorted([*PROJECT_DIR.glob("*.py"), *(PROJECT_DIR / "pipeline").rglob("*.py")])
 FORBIDDEN = {
     "eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput",
     "pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open", "joblib.load",
@@ -63,6 +63,13 @@ def dangers(source: str) -> list[str]:
         if models and not {"use_safetensors", "gguf_file"} & set(given):
             found.append(f"{name} that would read a pickle")
     return found
+
+
+@pytest.mark.skipif(not (PROJECT_DIR / ".git").exists(), reason="this is no checkout")
+def test_every_module_of_the_project_is_scanned():
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=PROJECT_DIR, capture_output=True, text=True, check=True)
+    names = {name for name in tracked.stdout.split() if name.count("/") == 0 or name.startswith("pipeline/")}
+    assert names and names <= {path.relative_to(PROJECT_DIR).as_posix() for path in MODULES}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
