@@ -80,7 +80,7 @@ def prepare_backend(config: ModelConfig) -> Backend:
         return "transformers"
     backend = choose_backend(config.backend, cuda=torch.cuda.is_available(), unsloth=present)
     if backend == "unsloth":
-        # In 16 bits it computes in what the GPU is fast in, whatever it is told.
+        # Told float32, or bfloat16 on a GPU without it, it computes in another format of 16 bits and does not say so.
         asked = config.compute_dtype
         knows_format = asked in ("auto", "float16") or asked == devices.compute_format("training").name
         if config.backend == "unsloth" and not knows_format:
