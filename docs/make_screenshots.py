@@ -15,7 +15,7 @@ sys.path.insert(0, str(HERE.parent))
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from config import PRESETS
-from pipeline.command_line import quiet_libraries
+from pipeline.run.command_line import quiet_libraries
 
 QUESTION = "By Tractor to the Black Sea"
 LANGUAGES = {"en": ("en-US", "Search", "Compare", "Train"), "pt": ("pt-BR", "Buscar", "Comparar", "Treino")}
