@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from config import Config
-from pipeline.command_line import run_stage
+from pipeline.run.command_line import run_stage
 
 
 @dataclass(frozen=True)

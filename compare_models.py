@@ -15,51 +15,53 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import Config
-from pipeline import answers, artifacts, comparison_pages, embedding, judge, leakage, manifests, records
-from pipeline.command_line import run_stage
-from pipeline.comparison import Comparison, Score, compare
+from pipeline.data import records
+from pipeline.evaluation import answers, judge, leakage, report
+from pipeline.evaluation.comparison import Comparison, Score, compare
+from pipeline.rag import embedding
+from pipeline.run import files, manifests, run_folder
+from pipeline.run.command_line import run_stage
 
 if TYPE_CHECKING:
     from langchain_huggingface import HuggingFaceEmbeddings
 
 COLUMNS = {
-    "Foundation": ("foundation_answers.json", "foundation_model"),
-    "Fine-tuned": ("finetuned_answers.json", "ft_test_trained_model"),
-    "RAG": ("rag_answers.json", "rag_model_retriever"),
-    "RAG + fine-tuned": ("rag_finetuned_answers.json", "rag_model_retriever"),
+    "Foundation": run_folder.FOUNDATION_ANSWERS,
+    "Fine-tuned": run_folder.FINETUNED_ANSWERS,
+    "RAG": run_folder.RAG_ANSWERS,
+    "RAG + fine-tuned": run_folder.RAG_FINETUNED_ANSWERS,
 }
 
 
 def run(config: Config) -> Path:
     """Compare the answers and return the path of comparison.html."""
-    paths = find_answers(config)
-    settings = {"rag": config.rag, "judge": config.judge}
-    with manifests.stage_manifest(config.run_dir, "compare_models", settings, list(paths.values())) as metrics:
-        stages = {column: stage for column, (_, stage) in COLUMNS.items()}
-        files = {column: answers.read(path, stages[column]) for column, path in paths.items()}
-        older = answers.check_made_from(config.run_dir, files, stages)
+    folder = run_folder.RunFolder.of(config)
+    names = find_answers(folder)
+    with manifests.stage_manifest(config, "compare_models", [folder / name for name in names.values()]) as metrics:
+        stages = {column: run_folder.maker_of(name) for column, name in names.items()}
+        answered = {column: answers.read(folder, name) for column, name in names.items()}
+        older = answers.check_made_from(folder, answered, stages)
         embeddings = functools.cache(lambda: embedding.load_embeddings(config.rag))  # once, for all columns
         scores: dict[str, Score] = {"similarity": lambda entries: similarity(embeddings(), entries)}
         if config.judge.url is not None:
             scores["judge"] = lambda entries: judge.grade(config.judge, entries)
-        commands = {column: artifacts.command(stage, config.run_dir) for column, stage in stages.items()}
-        comparison = compare(files, commands, scores)
+        commands = {column: folder.command(stage) for column, stage in stages.items()}
+        comparison = compare(answered, commands, scores)
         notes = [*older, *make_notes(config, comparison)]
         metrics.update(comparison.as_json()["figures"])
-        comparison_pages.show(comparison, notes)
-        artifacts.write_json(config.run_dir / "comparison.json", {**comparison.as_json(), "notes": notes})
-        return comparison_pages.write(config.run_dir, config.preset, comparison, notes)
+        report.print_report(comparison, notes)
+        files.write_json(folder / run_folder.COMPARISON, {**comparison.as_json(), "notes": notes})
+        return report.write_report(folder, comparison, notes)
 
 
-def find_answers(config: Config) -> dict[str, Path]:
-    """Return the answers file of each column that there is, or say which stage makes the missing ones."""
-    paths = {column: config.run_dir / file for column, (file, _) in COLUMNS.items()}
-    found = {column: path for column, path in paths.items() if path.exists()}
+def find_answers(folder: run_folder.RunFolder) -> dict[str, str]:
+    """Return the name of the answers file of each column that there is, or say which stage makes the missing ones."""
+    found = {column: name for column, name in COLUMNS.items() if (folder / name).exists()}
     missing = [column for column in COLUMNS if column not in found]
     if len(found) < 2:
-        artifacts.require(paths[missing[0]], COLUMNS[missing[0]][1])
+        folder.require(COLUMNS[missing[0]])
     for column in missing:
-        print(f"Not compared: {column}. {COLUMNS[column][1]}.py answers for it.")
+        print(f"Not compared: {column}. {run_folder.maker_of(COLUMNS[column])}.py answers for it.")
     return found
 
 
@@ -79,8 +81,9 @@ def make_notes(config: Config, comparison: Comparison) -> list[str]:
     """Return what a reader must know to believe the figures."""
     notes = []
     if any(column.lower().endswith("fine-tuned") for column in comparison.models):
-        trained_on = manifests.require_unchanged(config.run_dir, "fine_tuning", "trn_processed_dataset.json")
-        data = replace(records.open_processed(config.run_dir), path=trained_on, title_key="input", content_key="output")
+        folder = run_folder.RunFolder.of(config)
+        trained_on = manifests.require_unchanged(folder, run_folder.TRAINED_RECORDS)
+        data = replace(records.open_processed(folder), path=trained_on, title_key="input", content_key="output")
         notes.append(str(leakage.find_leakage(comparison.questions, data)))
     if any(column.startswith("RAG") for column in comparison.models):
         notes.append(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_type_hints
 
 PROJECT_DIR = Path(__file__).resolve().parent
 
@@ -26,74 +26,42 @@ _CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(!=|<=|>=|=|<|>)\s*([^=<>\s].
 
 def _require(condition: bool, setting: str, rule: str, value: object) -> None:
     if not condition:
-        raise ValueError(f"{setting} must be {rule}, not {value!r}.")
+        raise _refusal(setting, rule, value)
 
 
-# The least and the greatest value of every number that can be set. What is beyond is a slip of the finger, or fails in a
-# library with a message that names no setting.
+def _refusal(setting: str, rule: str, value: object) -> ValueError:
+    return ValueError(f"{setting} must be {rule}, not {value!r}.")
+
+
+class Range(NamedTuple):
+    """What a number may be. What is beyond is a slip of the finger, or fails in a library with a message that names no setting."""
+
+    least: float
+    """The least value."""
+    greatest: float
+    """The greatest value."""
+
+
 _MANY = 10**9
 _SMALLEST = 1e-9  # of what must be above 0
-_SEEDS = (0, 2**31 - 1)
-_TOKENS = (1, 2**20)
-_RANGES: dict[str, tuple[float, float]] = {
-    "data.min_content_chars": (0, _MANY),
-    "data.validation_fraction": (0, 1),
-    "data.test_fraction": (0, 1),
-    "data.processes": (1, 64),
-    "lora.r": (1, 1024),
-    "lora.alpha": (1, 65_536),
-    "lora.dropout": (0, 0.99),
-    "train.sample_size": (1, _MANY),
-    "train.validation_size": (0, _MANY),
-    "train.epochs": (_SMALLEST, 10_000),
-    "train.max_steps": (1, _MANY),
-    "train.batch_size": (1, 65_536),
-    "train.gradient_accumulation_steps": (1, 65_536),
-    "train.tokens_per_step": (256, _MANY),
-    "train.passes": (1, 4096),
-    "train.memory_gb": (_SMALLEST, 100_000),
-    "train.learning_rate": (_SMALLEST, 1),
-    "train.warmup_steps": (0, _MANY),
-    "train.weight_decay": (0, 10),
-    "train.max_grad_norm": (_SMALLEST, 1_000_000),
-    "train.max_length": (8, _TOKENS[1]),
-    "train.logging_steps": (1, _MANY),
-    "train.eval_steps": (_SMALLEST, _MANY),
-    "train.save_steps": (1, _MANY),
-    "train.seed": _SEEDS,
-    "max_new_tokens": (1, 32_768),  # of generation and of answers, as the next three
-    "temperature": (0, 100),
-    "batch_size": (1, 65_536),
-    "seed": _SEEDS,
-    "questions.held_out": (0, 1_000_000),
-    "questions.seed": _SEEDS,
-    "gguf.parity_prompts": (1, 10_000),
-    "gguf.parity_tokens": (1, 1024),
-    "gguf.min_agreement": (0, 1),
-    "rag.chunk_tokens": (16, _TOKENS[1]),
-    "rag.chunk_overlap_tokens": (0, _TOKENS[1]),
-    "rag.embedding_batch_tokens": (1, _MANY),
-    "rag.k": (1, 1000),
-    "rag.min_score": (0, 1),
-    "rag.max_context_tokens": _TOKENS,
-    "search.trials": (1, 100_000),
-    "search.learning_rate_low": (_SMALLEST, 1),
-    "search.learning_rate_high": (_SMALLEST, 1),
-    "search.ranks": (1, 1024),
-    "search.epochs": (_SMALLEST, 10_000),
-    "search.hours": (_SMALLEST, 100_000),
-}
+_SEEDS = Range(0, 2**31 - 1)
+_TOKENS = Range(1, 2**20)
 
 
-def _require_ranges(section: str, config: object) -> None:
+def ranges_of(section: type) -> dict[str, Range]:
+    """Return the ranges of the numbers in a section, by their names."""
+    hints = get_type_hints(section, include_extras=True)
+    marked = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: mark for name, marks in marked.items() for mark in marks if isinstance(mark, Range)}
+
+
+def _require_ranges(section: str, config: Any) -> None:
     """Raise a ValueError unless every number of a section (`train.`), or of a tuple in it, is in its range."""
-    for setting in fields(config):
-        value = getattr(config, setting.name)
+    for name, (least, greatest) in ranges_of(type(config)).items():
+        value = getattr(config, name)
         for number in value if isinstance(value, tuple) else [value]:
-            if isinstance(number, (int, float)) and not isinstance(number, bool):
-                name = section + setting.name
-                low, high = _RANGES[name]
-                _require(low <= number <= high, name, f"between {low:,} and {high:,}", number)
+            if number is not None:
+                _require(least <= number <= greatest, section + name, f"between {least:,} and {greatest:,}", number)
 
 
 @dataclass(frozen=True)
@@ -110,20 +78,20 @@ class DataConfig:
     """Key of the title or question in trn_processed.json."""
     write_content_as: str = "description"
     """Key of the content or answer in trn_processed.json."""
-    min_content_chars: int = 40
+    min_content_chars: Annotated[int, Range(0, _MANY)] = 40
     """Records with a shorter content, in characters before or after cleaning, are rejected."""
     cleaning: Literal["default", "light", "legacy"] = "default"
     """default keeps the meaning; light keeps line breaks and spaces too; legacy deletes every character but letters,
     digits and spaces, as the original did."""
     deduplicate: bool = True
     """Reject a record whose cleaned title and content were seen before."""
-    validation_fraction: float = 0.05
+    validation_fraction: Annotated[float, Range(0, 1)] = 0.05
     """Share of the titles held out to measure the loss during training."""
-    test_fraction: float = 0.05
+    test_fraction: Annotated[float, Range(0, 1)] = 0.05
     """Share of the titles held out for the questions that all models answer."""
     metadata: tuple[str, ...] = ()
     """Fields of the raw records that are kept beside title and content, to search under conditions (rag.where)."""
-    processes: int | None = None
+    processes: Annotated[int | None, Range(1, 64)] = None
     """Processes that clean; None takes one a core, up to 8, where the input is large enough to gain from it."""
 
     def __post_init__(self) -> None:
@@ -186,11 +154,11 @@ class ModelConfig:
 class LoraConfig:
     """The low-rank adapter that is trained."""
 
-    r: int = 16
+    r: Annotated[int, Range(1, 1024)] = 16
     """Rank of the update."""
-    alpha: int = 32
+    alpha: Annotated[int, Range(1, 65_536)] = 32
     """The update is scaled by alpha / r."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(0, 0.99)] = 0.0
     """Share of the adapter's inputs dropped while training."""
     target_modules: tuple[str, ...] = ATTENTION_AND_MLP
     """Names of the linear layers that get an adapter."""
@@ -204,41 +172,41 @@ class LoraConfig:
 class TrainConfig:
     """Supervised fine-tuning (stage 3)."""
 
-    sample_size: int | None = None
+    sample_size: Annotated[int | None, Range(1, _MANY)] = None
     """Training records drawn at random; None takes all."""
-    validation_size: int = 64
+    validation_size: Annotated[int, Range(0, _MANY)] = 64
     """Validation records drawn at random, at most."""
-    epochs: float = 1.0
+    epochs: Annotated[float, Range(_SMALLEST, 10_000)] = 1.0
     """Passes over the training records."""
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, Range(1, _MANY)] = None
     """Optimizer steps, instead of epochs."""
     batching: Literal["faithful", "packed"] = "faithful"
     """faithful: an optimizer step learns batch_size x gradient_accumulation_steps records, on any number of devices;
     packed: as many as tokens_per_step holds, which makes fewer and larger steps."""
-    batch_size: int = 4
+    batch_size: Annotated[int, Range(1, 65_536)] = 4
     """With gradient_accumulation_steps: the records of an optimizer step. How many passes they take is up to `passes`."""
-    gradient_accumulation_steps: int = 2
+    gradient_accumulation_steps: Annotated[int, Range(1, 65_536)] = 2
     """With batch_size: the records of an optimizer step."""
-    tokens_per_step: int = 8192
+    tokens_per_step: Annotated[int, Range(256, _MANY)] = 8192
     """Tokens of an optimizer step, at most, in packed batching; a longer record is a step of its own."""
-    passes: int | None = None
+    passes: Annotated[int | None, Range(1, 4096)] = None
     """Forward passes per optimizer step on each device; None takes what is fastest within the memory. What a step learns
     is the same."""
-    memory_gb: float | None = None
+    memory_gb: Annotated[float | None, Range(_SMALLEST, 100_000)] = None
     """Memory that the training may use on each device, in GiB; None takes what is free."""
-    learning_rate: float = 2e-4
+    learning_rate: Annotated[float, Range(_SMALLEST, 1)] = 2e-4
     """Learning rate after the warm-up."""
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate goes on after the warm-up."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Range(0, _MANY)] = 0
     """Steps in which the learning rate rises from 0."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, Range(0, 10)] = 0.01
     """Decoupled weight decay."""
     optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
     """The 8-bit optimizers come from bitsandbytes and need CUDA."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, Range(_SMALLEST, 1_000_000)] = 1.0
     """Gradients are scaled down to this norm."""
-    max_length: int = 512
+    max_length: Annotated[int, Range(8, _TOKENS.greatest)] = 512
     """Tokens per record; what is longer is cut, and a prompt that fills it drops the record."""
     loss_on: Literal["answer", "all"] = "answer"
     """Which tokens are learned: those of the answer, or those of the question too."""
@@ -246,16 +214,16 @@ class TrainConfig:
     """With accelerate launch: each GPU holds a part of a 16-bit base model (FSDP2), for models that fit on no single one."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations in the backward pass: less memory, more time; auto does it where memory needs it."""
-    logging_steps: int = 5
+    logging_steps: Annotated[int, Range(1, _MANY)] = 5
     """Optimizer steps between two lines of training_log.jsonl."""
-    eval_steps: int | float | None = None
+    eval_steps: Annotated[int | float | None, Range(_SMALLEST, _MANY)] = None
     """Optimizer steps between two evaluations, or, below 1, their share of the training; None evaluates only before and
     after."""
-    save_steps: int = 50
+    save_steps: Annotated[int, Range(1, _MANY)] = 50
     """Optimizer steps between two checkpoints."""
     resume: bool = False
     """Go on from the last checkpoint of an interrupted run."""
-    seed: int = 3407
+    seed: Annotated[int, _SEEDS] = 3407
     """Seed of the sample, the shuffling, the adapter's first weights and dropout."""
 
     def __post_init__(self) -> None:
@@ -290,13 +258,13 @@ class TrainConfig:
 class GenerationConfig:
     """How a model writes an answer."""
 
-    max_new_tokens: int = 128
+    max_new_tokens: Annotated[int, Range(1, 32_768)] = 128
     """Tokens of the answer, at most; the prompt does not count."""
-    temperature: float = 0.2
+    temperature: Annotated[float, Range(0, 100)] = 0.2
     """0 always takes the likeliest token."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, Range(1, 65_536)] = None
     """Prompts answered at a time; None takes up to 64, as many as fit into free memory."""
-    seed: int = 3407
+    seed: Annotated[int, _SEEDS] = 3407
     """Seed of the sampling."""
 
     def __post_init__(self) -> None:
@@ -311,11 +279,11 @@ class QuestionsConfig:
 
     examples: tuple[str, ...] = ()
     """Titles that are always asked."""
-    held_out: int = 4
+    held_out: Annotated[int, Range(0, 1_000_000)] = 4
     """Titles of the test split, drawn at random, that are asked too."""
     probe: str | None = None
     """Question about the first title, written {title}, that is asked before and after the training (stage 3)."""
-    seed: int = 3407
+    seed: Annotated[int, _SEEDS] = 3407
     """Seed of the draw."""
 
     def __post_init__(self) -> None:
@@ -332,11 +300,11 @@ class GgufConfig:
     """Name of the file; None is model-TYPE.gguf."""
     converter: Path | None = None
     """Folder of a llama.cpp checkout; None takes the packaged converter."""
-    parity_prompts: int = 4
+    parity_prompts: Annotated[int, Range(1, 10_000)] = 4
     """Prompts put to base + adapter, merged model and GGUF to compare them."""
-    parity_tokens: int = 16
+    parity_tokens: Annotated[int, Range(1, 1024)] = 16
     """Next-token decisions compared in each prompt."""
-    min_agreement: float = 0.85
+    min_agreement: Annotated[float, Range(0, 1)] = 0.85
     """Share of those decisions that must agree, or the stage fails."""
 
     def __post_init__(self) -> None:
@@ -371,8 +339,10 @@ class Condition:
 def parse_condition(text: str) -> Condition:
     """Return the condition that a text such as `price<20` or `brand=Sansha` states, or raise a ValueError."""
     found = _CONDITION.fullmatch(text)
-    _require(found is not None, "rag.where", "conditions such as brand=Sansha, brand!=Sansha or price<=20", text)
-    return Condition(*found.groups())
+    if found is None:
+        raise _refusal("rag.where", "conditions such as brand=Sansha, brand!=Sansha or price<=20", text)
+    parts: tuple[Any, ...] = found.groups()  # the second is an operator, as the pattern has it
+    return Condition(*parts)
 
 
 @dataclass(frozen=True)
@@ -381,34 +351,34 @@ class RagConfig:
 
     embedding_model: str = "bundled/all-MiniLM-L6-v2"
     """Folder, Hugging Face id, or bundled/NAME, of a sentence-transformers model."""
-    chunk_tokens: int | None = None
+    chunk_tokens: Annotated[int | None, Range(16, _TOKENS.greatest)] = None
     """Tokens per indexed piece of text; None takes the limit of the embedding model."""
-    chunk_overlap_tokens: int = 20
+    chunk_overlap_tokens: Annotated[int, Range(0, _TOKENS.greatest)] = 20
     """Tokens that a piece repeats from the one before it."""
     embedding_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the embedding model; auto takes what the device is fast in."""
     embedding_backend: Literal["torch", "openvino"] = "torch"
-    """What runs the embedding model; openvino is for processors of Intel and needs packages of its own (README.md)."""
-    embedding_batch_tokens: int | None = None
+    """What runs the embedding model; openvino is for processors of Intel and needs packages of its own (docs/retrieval.md)."""
+    embedding_batch_tokens: Annotated[int | None, Range(1, _MANY)] = None
     """Tokens embedded at a time, on each device; None takes 4,096 on a CPU and 65,536 on a GPU."""
     chroma_host: str | None = None
     """HOST:PORT of a Chroma server that holds the index; None keeps it in the folder of the run."""
     collection: str | None = None
-    """Name of the collection; None takes the name of the preset."""
-    k: int = 3
+    """Name of the collection; None takes the name of the run."""
+    k: Annotated[int, Range(1, 1000)] = 3
     """Pieces retrieved for a query."""
     where: tuple[str, ...] = ()
     """Conditions on the metadata (data.metadata), such as brand=Sansha or price<20, with = != < <= > >=; all must hold."""
     reranker: str | None = None
     """Folder or Hugging Face id of a cross-encoder that puts the best pieces in another order; None leaves them."""
-    min_score: float = 0.1
+    min_score: Annotated[float, Range(0, 1)] = 0.1
     """Score, of 1 at most, that a piece must have for a model to be asked at all."""
     not_found: str = "This is not in the data."
     """What is answered where no piece has that score."""
-    answer_with: Literal["auto", "foundation", "finetuned"] = "auto"
-    """Which language model answers: the base model, the base model with the adapter of stage 3, or both; auto takes the
-    adapter too once there is one."""
-    max_context_tokens: int = 2048
+    answer_with: Literal["auto", "foundation", "finetuned", "merged", "gguf"] = "auto"
+    """Which language model answers: the base model, the base model with the adapter of stage 3, or what stage 5 made of them;
+    auto takes the base model and, once there is one, the adapter."""
+    max_context_tokens: Annotated[int, _TOKENS] = 2048
     """Tokens of prompt and retrieved texts together; the answer's tokens come on top."""
 
     def __post_init__(self) -> None:
@@ -442,42 +412,48 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True)
-class SearchConfig:
-    """The search for better settings of the training (search_hyperparameters.py).
+class StudyConfig:
+    """The study of better settings of the training (search_hyperparameters.py).
 
     Each trial takes one value of each range; all else is as set for the training. The first takes learning_rate and
     epochs of `train` and r of `lora` themselves, which must lie in the ranges.
     """
 
-    trials: int = 20
+    trials: Annotated[int, Range(1, 100_000)] = 20
     """Trials in all, those that were stopped early (pruned) included; a rerun goes on up to this number."""
-    learning_rate_low: float = 5e-5
+    learning_rate_low: Annotated[float, Range(_SMALLEST, 1)] = 5e-5
     """Lowest learning rate; between it and the highest, orders of magnitude are equally likely."""
-    learning_rate_high: float = 5e-3
+    learning_rate_high: Annotated[float, Range(_SMALLEST, 1)] = 5e-3
     """Highest learning rate."""
-    ranks: tuple[int, ...] = (8, 16, 32, 64)
+    ranks: Annotated[tuple[int, ...], Range(1, 1024)] = (8, 16, 32, 64)
     """Values of lora.r to choose from; lora.alpha goes with them, so that alpha / r stays."""
-    epochs: tuple[float, ...] = (1.0, 2.0, 3.0)
+    epochs: Annotated[tuple[float, ...], Range(_SMALLEST, 10_000)] = (1.0, 2.0, 3.0)
     """Values of train.epochs to choose from. train.max_steps, where it is set, goes before epochs in the search as in a
     training: all trials have that many steps."""
-    hours: float | None = None
+    hours: Annotated[float | None, Range(_SMALLEST, 100_000)] = None
     """Hours after which no new trial begins; None sets no limit."""
 
     def __post_init__(self) -> None:
-        _require_ranges("search.", self)
+        _require_ranges("study.", self)
         low, high = self.learning_rate_low, self.learning_rate_high
-        _require(low <= high, "search.learning_rate_low", "at most search.learning_rate_high", low)
+        _require(low <= high, "study.learning_rate_low", "at most study.learning_rate_high", low)
         for name in ("ranks", "epochs"):
             choices = getattr(self, name)
             fine = len(choices) == len(set(choices)) > 0
-            _require(fine, f"search.{name}", "one value or more, all different", choices)
+            _require(fine, f"study.{name}", "one value or more, all different", choices)
 
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run. Outputs go to output_dir/preset."""
+    """All settings of a run. Outputs go to output_dir/name."""
 
-    preset: str
+    ABOUT_THE_RUN: ClassVar = ("name", "started_from", "output_dir")
+    """What is no section of settings."""
+
+    name: str
+    """Of the run: that of the preset, of the recipe's file, or of the data's file."""
+    started_from: str = "demo"
+    """What --preset names: a preset, or the path of a recipe."""
     output_dir: Path = Path("outputs")
     """Folder of all outputs."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -492,16 +468,21 @@ class Config:
     questions: QuestionsConfig = field(default_factory=QuestionsConfig)
     gguf: GgufConfig = field(default_factory=GgufConfig)
     rag: RagConfig = field(default_factory=RagConfig)
-    search: SearchConfig = field(default_factory=SearchConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     @property
     def run_dir(self) -> Path:
-        """Folder of this preset's outputs."""
-        return self.output_dir / self.preset
+        """Folder of this run's outputs."""
+        return self.output_dir / self.name
 
 
-STAGES: dict[str, tuple[str, ...]] = {
+StageName = Literal[
+    "process_data", "foundation_model", "fine_tuning", "ft_test_trained_model", "merge_and_convert", "rag_indexing",
+    "rag_search_vs", "rag_model_retriever", "compare_models", "search_hyperparameters", "app",
+]  # fmt: skip
+"""Names of the scripts without .py."""
+STAGES: dict[StageName, tuple[str, ...]] = {
     "process_data": ("data",),
     "foundation_model": ("prompt", "model", "answers", "questions"),
     "fine_tuning": ("prompt", "model", "lora", "train", "generation", "questions"),
@@ -512,8 +493,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "rag_model_retriever": ("prompt", "model", "answers", "questions", "rag"),
     "compare_models": ("rag", "judge"),
 }
-TOOLS: dict[str, tuple[str, ...]] = {
-    "search_hyperparameters": ("prompt", "model", "lora", "train", "search"),
+TOOLS: dict[StageName, tuple[str, ...]] = {
+    "search_hyperparameters": ("prompt", "model", "lora", "train", "study"),
     "app": ("prompt", "model", "answers", "rag"),
 }
 """Scripts beside the stages, which no stage needs, and the sections that each of them reads."""
@@ -522,7 +503,7 @@ SECTIONS = STAGES | TOOLS
 AMAZON_EXAMPLES = ("Girls Ballet Tutu Neon Blue", "Mog's Kittens", "The Prophet", "The Book of Revelation")
 
 _DEMO = Config(
-    preset="demo",
+    name="demo",
     # Eight bits change the answers of a model this small.
     gguf=GgufConfig(type="f16"),
     train=TrainConfig(
@@ -536,7 +517,7 @@ _DEMO = Config(
 )
 
 _AMAZON_LLAMA3 = Config(
-    preset="amazon-llama3",
+    name="amazon-llama3",
     data=DataConfig(
         input=PROJECT_DIR / "data" / "trn.json", min_content_chars=100, validation_fraction=0.01, test_fraction=0.01
     ),
@@ -562,7 +543,7 @@ _AMAZON_LLAMA3 = Config(
 )
 
 _SAUDE_PHI3 = Config(
-    preset="saude-phi3",
+    name="saude-phi3",
     data=DataConfig(
         input=PROJECT_DIR / "data" / "saude_sample.jsonl",
         read_title_from="input",
@@ -596,7 +577,7 @@ _SAUDE_PHI3 = Config(
 )
 
 _BOOKS_PHI3_MEDIUM = Config(
-    preset="books-phi3-medium",
+    name="books-phi3-medium",
     data=DataConfig(
         input=PROJECT_DIR / "data" / "books.json", min_content_chars=100, validation_fraction=0.01, test_fraction=0.01
     ),
@@ -618,7 +599,10 @@ _BOOKS_PHI3_MEDIUM = Config(
     rag=RagConfig(embedding_model="sentence-transformers/all-mpnet-base-v2"),
 )
 
-PRESETS: dict[str, Config] = {p.preset: p for p in (_DEMO, _AMAZON_LLAMA3, _SAUDE_PHI3, _BOOKS_PHI3_MEDIUM)}
+PRESETS: dict[str, Config] = {
+    preset.name: replace(preset, started_from=preset.name)
+    for preset in (_DEMO, _AMAZON_LLAMA3, _SAUDE_PHI3, _BOOKS_PHI3_MEDIUM)
+}
 
 
 def section_fields(section: str) -> set[str]:

@@ -9,20 +9,23 @@ what stage 5 made instead of the adapter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from config import Config, GenerationConfig
-from pipeline import answers, generation, language_model, manifests, prompts, questions, records
-from pipeline.command_line import prompt_lines, run_stage
-from pipeline.generation import Answer
-from pipeline.trained_models import adapter_folder, base_model, gguf_path, merged_folder, trained_precision
+from config import Config
+from pipeline.data import records
+from pipeline.evaluation import answering, answers, questions
+from pipeline.models.answerer import AnsweringModel, Form, find_form, open_models
+from pipeline.models.trained import base_model
+from pipeline.run import manifests
+from pipeline.run.command_line import prompt_lines, run_stage
+from pipeline.run.run_folder import ADAPTER, FINETUNED_ANSWERS, RunFolder
 
-Advance = Callable[[int], object]
+FORMS: dict[str, Form] = {"adapter": "finetuned", "merged": "merged", "gguf": "gguf"}
 
 
 @dataclass(frozen=True)
@@ -37,90 +40,32 @@ class TestOptions:
     """Ask the titles that are typed and write nothing."""
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """A trained model, whatever runs it."""
-
-    name: str
-    runs_on: dict[str, str]
-    prompt_format: prompts.PromptFormat
-    generate: Callable[[Sequence[str], GenerationConfig, Advance], list[Answer]]
-    stream: Callable[[str, GenerationConfig], Iterator[str]]
-    reference_loss: Callable[[str, str], dict[str, Any]]
-
-
 def run(config: Config, options: TestOptions) -> Path | None:
     """Answer with the trained model; return the path of the answers, or None if only the user's titles were asked."""
-    data = records.open_processed(config.run_dir)
+    folder, form = RunFolder.of(config), FORMS[options.model_form]
+    data = records.open_processed(folder)
     if options.title is not None or options.interactive:
-        answer_typed(config, options, data)
+        with closing(open_models(config, [form], data.path)[form]) as model:
+            answer_typed(config, options, data, model)
         return None
-    settings = {"model": config.model, "answers": config.answers, "questions": config.questions}
-    model = model_path(config, options, data)
-    inputs = [data.path, model]
-    with manifests.stage_manifest(config.run_dir, "ft_test_trained_model", settings, inputs) as metrics:
-        source = answers.made_from(config.run_dir, base_model(config.run_dir), answers.DATA, answers.ADAPTER)
+    inputs = [data.path, find_form(config, form, data.path)]
+    with manifests.stage_manifest(config, "ft_test_trained_model", inputs) as metrics:
+        source = answers.made_from(folder, base_model(folder), answers.DATA, ADAPTER)
         asked = questions.choose_questions(data, config.questions)
-        trained = load(config, options, model)
-        metrics.update(model=trained.name, **trained.runs_on)
-        texts = [trained.prompt_format.prompt(question.title) for question in asked]
-        entries = questions.ask(
-            asked,
-            lambda advance: trained.generate(texts, config.answers, advance),
-            trained.prompt_format,
-            lambda position, _: trained.reference_loss(texts[position], asked[position].reference),
-        )
-        path = config.run_dir / "finetuned_answers.json"
-        return answers.save(path, trained.name, source, config.answers, entries)
+        with closing(open_models(config, [form], data.path)[form]) as model:
+            metrics.update(model=model.name, **model.runs_on)
+            entries = answering.answer_questions(model, asked, config.answers)
+        return answers.save(folder / FINETUNED_ANSWERS, model.name, source, config.answers, entries)
 
 
-def model_path(config: Config, options: TestOptions, data: records.ProcessedData) -> Path:
-    """Return the file or folder of the chosen form, or say which stage makes it."""
-    if options.model_form == "adapter":
-        return adapter_folder(config.run_dir, config.model.name, data.path)
-    return (merged_folder if options.model_form == "merged" else gguf_path)(config.run_dir, data.path)
-
-
-def load(config: Config, options: TestOptions, path: Path) -> TrainedModel:
-    """Load the chosen form of the trained model, from its model_path, with the prompt format it was trained with."""
-    if options.model_form == "gguf":
-        from pipeline.llama_cpp import GgufModel
-
-        gguf, prompt_format = GgufModel(path), prompts.load_prompt_format(path.parent)
-        return TrainedModel(
-            path.name,
-            {"backend": "llama.cpp", "device": "cpu"},
-            prompt_format,
-            lambda texts, settings, advance: gguf.generate(prompt_format, texts, settings, advance),
-            lambda text, settings: gguf.stream(prompt_format, text, settings),
-            lambda text, reference: {},  # llama.cpp's server tells no likelihood of a given text
-        )
-    prompt_format = prompts.load_prompt_format(path)
-    if options.model_form == "merged":
-        loaded = language_model.load_base(replace(config.model, name=str(path)), "16bit")
-    else:
-        base = language_model.load_base(config.model, trained_precision(config.run_dir, config.model))
-        loaded = language_model.load_adapter(base, path)
-    return TrainedModel(
-        loaded.name,
-        loaded.runs_on,
-        prompt_format,
-        lambda texts, settings, advance: generation.generate(loaded, prompt_format, texts, settings, advance),
-        lambda text, settings: generation.stream(loaded, prompt_format, text, settings),
-        lambda text, reference: generation.reference_loss(loaded, prompt_format, text, reference),
-    )
-
-
-def answer_typed(config: Config, options: TestOptions, data: records.ProcessedData) -> None:
+def answer_typed(config: Config, options: TestOptions, data: records.ProcessedData, model: AnsweringModel) -> None:
     """Stream an answer to --title, or to each title that is typed."""
-    trained = load(config, options, model_path(config, options, data))
-    titles = [options.title] if options.title is not None else prompt_lines(trained.prompt_format.title_label)
-    for title in titles:
-        text = trained.prompt_format.prompt(data.clean(title))
+    labels = model.prompt_format
+    for title in [options.title] if options.title is not None else prompt_lines(labels.title_label):
         if options.title is not None:
-            print(f"{trained.prompt_format.title_label}: {title}")
-        print(f"{trained.prompt_format.content_label}: ", end="", flush=True)
-        for piece in trained.stream(text, config.answers):
+            print(f"{labels.title_label}: {title}")
+        print(f"{labels.content_label}: ", end="", flush=True)
+        for piece in model.stream(model.prompt_format.prompt(data.clean(title)), config.answers):
             print(piece, end="", flush=True)
         print("\n")
 

@@ -15,21 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from config import Config, GenerationConfig
-from pipeline import (
-    artifacts,
-    bundled_models,
-    generation,
-    gguf_conversion,
-    language_model,
-    manifests,
-    parity,
-    prompts,
-    questions,
-    records,
-)
-from pipeline.command_line import run_stage
-from pipeline.llama_cpp import GgufModel
-from pipeline.trained_models import adapter_folder
+from pipeline.data import records
+from pipeline.evaluation import questions
+from pipeline.export import gguf, modelfile, parity
+from pipeline.models import adapter as adapters
+from pipeline.models import bundled, generation, language_model, loading, loading_errors, prompts
+from pipeline.models.llama_cpp import GgufModel
+from pipeline.models.trained import adapter_folder
+from pipeline.run import files, manifests
+from pipeline.run.command_line import run_stage
+from pipeline.run.run_folder import MERGED_MODEL, MODELFILE, PROMPT_FORMAT, RunFolder
 
 
 @dataclass(frozen=True)
@@ -47,43 +42,43 @@ class Merged:
 
 def run(config: Config) -> Path:
     """Merge, convert, check, and return the path of the GGUF."""
-    data = records.open_processed(config.run_dir)
-    adapter = adapter_folder(config.run_dir, config.model.name, data.path)
-    gguf_conversion.converter_script(config.gguf.converter)
-    settings = {"model": config.model, "gguf": config.gguf, "generation": config.generation}
+    run_folder = RunFolder.of(config)
+    data = records.open_processed(run_folder)
+    adapter = adapter_folder(run_folder, config.model.name, data.path)
+    gguf.converter_script(config.gguf.converter)
     target = config.run_dir / (config.gguf.file_name or f"model-{config.gguf.type}.gguf")
-    inputs, outputs = [adapter, data.path], ["merged_model", target.name, prompts.FILE_NAME]
-    with manifests.stage_manifest(config.run_dir, "merge_and_convert", settings, inputs, outputs) as metrics:
+    inputs, outputs = [adapter, data.path], [MERGED_MODEL, target.name, PROMPT_FORMAT]
+    with manifests.stage_manifest(config, "merge_and_convert", inputs, outputs) as metrics:
         asked = questions.choose_questions(data, config.questions)[: config.gguf.parity_prompts]
         print("Merging …", flush=True)
         merged = merge(config, adapter, [question.title for question in asked], metrics)
         print(f"Converting to {config.gguf.type} …", flush=True)
-        with artifacts.atomic_path(target) as temporary:
-            name = gguf_conversion.gguf_model_name(config.model.name, merged.tokenizer)
-            gguf_conversion.convert(merged.folder, temporary, name, config.gguf.type, config.gguf.converter)
+        with files.atomic_path(target) as temporary:
+            name = gguf.gguf_model_name(config.model.name, merged.tokenizer)
+            gguf.convert(merged.folder, temporary, name, config.gguf.type, config.gguf.converter)
             print("Checking that the three forms of the model agree …", flush=True)
             check(config, merged, temporary, metrics)
         merged.prompt_format.save(config.run_dir)
-        with artifacts.atomic_write(config.run_dir / "Modelfile") as file:
-            file.write(gguf_conversion.modelfile(target.name, merged.prompt_format, config.generation))
+        with files.atomic_write(config.run_dir / MODELFILE) as file:
+            file.write(modelfile.modelfile(target.name, merged.prompt_format, config.generation))
         metrics["gguf_file"] = target.name
         print(f"\nIn llama.cpp: llama-cli -m {target}")
-        print(f"In Ollama:    ollama create my-model -f {config.run_dir / 'Modelfile'}")
+        print(f"In Ollama:    ollama create my-model -f {config.run_dir / MODELFILE}")
         return target
 
 
 def merge(config: Config, adapter: Path, titles: Sequence[str], metrics: dict[str, Any]) -> Merged:
     """Write merged_model/, unless it chooses other tokens than base + adapter; note what it chooses."""
     prompt_format = prompts.load_prompt_format(adapter)
-    base, stored = language_model.load_for_merging(config.model)
-    bytes_each = stored.itemsize + gguf_conversion.BYTES_PER_WEIGHT[config.gguf.type]
-    artifacts.require_space(config.run_dir, base.model.num_parameters() * bytes_each, "The merged model and its GGUF")
+    base, stored = loading.load_for_merging(config.model)
+    bytes_each = stored.itemsize + gguf.bytes_per_weight(config.gguf.type)
+    files.require_space(config.run_dir, base.model.num_parameters() * bytes_each, "The merged model and its GGUF")
     metrics.update(**base.runs_on, merged_dtype=str(stored).removeprefix("torch."))
-    tuned = language_model.load_adapter(base, adapter)
+    tuned = adapters.load_adapter(base, adapter)
     passages = [answered_passage(tuned, prompt_format, prompt_format.prompt(title), config) for title in titles]
     adapter_choices = [generation.greedy_choices(tuned, p.ids, p.answer_start) for p in passages]
     # Rounded to the format of the files: what is compared is what is saved.
-    merged = language_model.merge(tuned, stored)
+    merged = adapters.merge(tuned, stored)
     language_model.cast_weights(merged.model, merged.compute_format.dtype)
     merged_choices = [generation.greedy_choices(merged, p.ids, p.answer_start) for p in passages]
     parity.check_agreement(
@@ -91,16 +86,16 @@ def merge(config: Config, adapter: Path, titles: Sequence[str], metrics: dict[st
     )
     greedy = greedy_generation(config)
     first = generation.generate(merged, prompt_format, [passages[0].prompt], greedy)[0].text
-    folder = config.run_dir / "merged_model"
+    folder = config.run_dir / MERGED_MODEL
     # From here on a GGUF of an earlier run belongs to another model.
-    manifests.withdraw_manifest(config.run_dir, "merge_and_convert")
-    with artifacts.atomic_path(folder) as temporary:
-        with language_model.quiet_loading():
+    manifests.withdraw_manifest(RunFolder.of(config), "merge_and_convert")
+    with files.atomic_path(folder) as temporary:
+        with loading_errors.quiet_loading():
             language_model.cast_weights(merged.model, stored)
             merged.model.save_pretrained(temporary)
         merged.tokenizer.save_pretrained(temporary)
-        gguf_conversion.keep_sentencepiece_model(bundled_models.resolve(config.model.name), temporary)
-        gguf_conversion.complete_tokenizer_config(temporary, merged.tokenizer, prompt_format)
+        gguf.keep_sentencepiece_model(bundled.resolve(config.model.name), temporary)
+        gguf.complete_tokenizer_config(temporary, merged.tokenizer, prompt_format)
         prompt_format.save(temporary)
     return Merged(folder, prompt_format, merged.tokenizer, passages, adapter_choices, merged_choices, first)
 
@@ -120,10 +115,10 @@ def check(config: Config, merged: Merged, gguf_file: Path, metrics: dict[str, An
     def token_ids(prompt: str) -> list[int]:
         return prompts.prompt_ids(merged.prompt_format, merged.tokenizer, prompt)
 
-    with closing(GgufModel(gguf_file)) as gguf:
-        parity.check_tokenization([passage.prompt for passage in merged.passages], token_ids, gguf)
-        gguf_choices = [gguf.greedy_choices(passage.ids, passage.answer_start) for passage in merged.passages]
-        first = gguf.generate(merged.prompt_format, [merged.passages[0].prompt], greedy_generation(config))[0].text
+    with closing(GgufModel(gguf_file, merged.prompt_format)) as model:
+        parity.check_tokenization([passage.prompt for passage in merged.passages], token_ids, model)
+        gguf_choices = [model.greedy_choices(passage.ids, passage.answer_start) for passage in merged.passages]
+        first = model.generate([merged.passages[0].prompt], greedy_generation(config))[0].text
     with_adapter = parity.agreement(merged.adapter_choices, merged.merged_choices)
     with_gguf = parity.agreement(merged.merged_choices, gguf_choices)
     same = first == merged.first_answer

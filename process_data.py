@@ -16,12 +16,14 @@ from typing import IO
 from tqdm import tqdm
 
 from config import Config, DataConfig
-from pipeline import artifacts, manifests, readers
-from pipeline.block_cleaning import BlockSummary, clean_blocks
-from pipeline.command_line import run_stage
-from pipeline.duplicates import DistinctCount, SeenHashes
-from pipeline.records import SPLITS
-from pipeline.rows import Unreadable
+from pipeline.data import readers
+from pipeline.data.block_cleaning import BlockSummary, clean_blocks
+from pipeline.data.duplicates import DistinctCount, SeenHashes
+from pipeline.data.formats import Unreadable
+from pipeline.data.records import SPLITS
+from pipeline.run import files, manifests, run_folder
+from pipeline.run.command_line import run_stage
+from pipeline.run.errors import UserError
 
 REASONS = ("empty title", "empty content", "too short", "duplicate", "unreadable")
 MEMORISATION_SHARE = 0.5  # above this share of repeated pairs, a model learns them by heart
@@ -32,12 +34,12 @@ MOST_PROCESSES = 8  # what one process can merge
 
 def run(config: Config) -> Path:
     """Clean the records of config.data.input into trn_processed.json and return its path."""
-    source, target, data = config.data.input, config.run_dir / "trn_processed.json", config.data
+    source, target, data = config.data.input, config.run_dir / run_folder.PROCESSED, config.data
     size = readers.input_size(source)
-    with manifests.stage_manifest(config.run_dir, "process_data", {"data": data}, [source], [target.name]) as metrics:
+    with manifests.stage_manifest(config, "process_data", [source], [target.name]) as metrics:
         with (
-            artifacts.atomic_path(target) as temporary,
-            artifacts.atomic_write(config.run_dir / "rejected.jsonl", "wb") as rejected,
+            files.atomic_path(target) as temporary,
+            files.atomic_write(config.run_dir / run_folder.REJECTED, "wb") as rejected,
             tqdm(total=size, unit="B", unit_scale=True, desc="Cleaning", dynamic_ncols=True) as bar,
         ):
             census, lines = Census(data, size), readers.LineCounter(source)
@@ -54,7 +56,7 @@ def run(config: Config) -> Path:
             clean_blocks(blocks, data, temporary, data.processes or default_processes(size), note)
             check_any_record(source, data, census)
             # What reads the records takes their keys and splits from the manifest.
-            manifests.withdraw_manifest(config.run_dir, "process_data")
+            manifests.withdraw_manifest(run_folder.RunFolder.of(config), "process_data")
         metrics.update(census.as_metrics())
     print_census(census, data)
     return target
@@ -74,19 +76,17 @@ def check_any_record(source: Path, data: DataConfig, census: Census) -> None:
         check_every_field(source, data, census)
         return
     if census.records == 0:
-        raise artifacts.UserError(f"{source} holds no record.")
+        raise UserError(f"{source} holds no record.")
     if census.rejected["unreadable"] == census.records:
-        raise artifacts.UserError(f"{source}: not one record could be read; {census.first_problem}.")
+        raise UserError(f"{source}: not one record could be read; {census.first_problem}.")
     wanted = {data.read_title_from: "--data.read-title-from", data.read_content_from: "--data.read-content-from"}
     names = readers.field_names(source)
     for key, option in wanted.items():
         if key not in names:
             found = ", ".join(names[:12])
-            raise artifacts.UserError(
-                f"{source}: no record has a field {key!r}; it has {found}. Name it with {option}."
-            )
+            raise UserError(f"{source}: no record has a field {key!r}; it has {found}. Name it with {option}.")
     counts = ", ".join(f"{count} {reason}" for reason, count in census.rejected.items() if count)
-    raise artifacts.UserError(f"{source}: all {census.records} records were rejected ({counts}).")
+    raise UserError(f"{source}: all {census.records} records were rejected ({counts}).")
 
 
 def check_every_field(source: Path, data: DataConfig, census: Census) -> None:
@@ -94,7 +94,7 @@ def check_every_field(source: Path, data: DataConfig, census: Census) -> None:
     for name in data.metadata:
         if not census.fields[name]:
             found = ", ".join(readers.field_names(source)[:12])
-            raise artifacts.UserError(
+            raise UserError(
                 f"{source}: no record has a text, a number, a boolean or a list of them in a field {name!r} "
                 f"(--data.metadata); the fields are {found}."
             )

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from config import Config
-from pipeline import artifacts, chunking, embedding, indexing, lexical, manifests, records, vector_store
-from pipeline.command_line import run_stage
+from pipeline.data import records
+from pipeline.rag import chunking, embedding, indexing, lexical, vector_store
+from pipeline.run import errors, files, manifests
+from pipeline.run.command_line import run_stage
+from pipeline.run.run_folder import VECTORS, RunFolder
 
 if TYPE_CHECKING:
     from langchain_huggingface import HuggingFaceEmbeddings
@@ -26,26 +29,27 @@ INDEX_SIZE = 16  # times that of trn_processed.json, roughly: vectors, their gra
 
 def run(config: Config) -> Path:
     """Index the records and return the path of chroma/."""
-    data = records.open_processed(config.run_dir)
-    count = manifests.read_manifest(config.run_dir, "process_data")["metrics"]["records_written"]
-    folder, rag = config.run_dir / "chroma", config.rag
+    run_folder = RunFolder.of(config)
+    data = records.open_processed(run_folder)
+    count = manifests.read_manifest(run_folder, "process_data")["metrics"]["records_written"]
+    folder, rag = run_folder / VECTORS, config.rag
     if rag.chroma_host is None:
         there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         needed = INDEX_SIZE * data.path.stat().st_size - there
-        artifacts.require_space(config.run_dir, needed, "The index")
-    with manifests.stage_manifest(config.run_dir, "rag_indexing", {"rag": rag}, [data.path]) as metrics:
+        files.require_space(config.run_dir, needed, "The index")
+    with manifests.stage_manifest(config, "rag_indexing", [data.path]) as metrics:
         load = Loader(config, metrics)
         last = size_of_last_run(config)
         size = last or chunking.chunk_size(rag, load())
         # The collection is changed in place: until it is complete again, no reader may take it for finished.
-        manifests.withdraw_manifest(config.run_dir, "rag_indexing")
-        store = vector_store.open_store(folder, rag, create=True)
+        manifests.withdraw_manifest(run_folder, "rag_indexing")
+        store = vector_store.open_store(run_folder, rag, create=True)
         with tqdm(total=count, desc="Indexing", unit="record", dynamic_ncols=True) as bar:
             report = indexing.index(store, data.with_metadata(), size, rag, load, bar.update)
-        words = lexical.LexicalIndex.make(config.run_dir / lexical.FILE_NAME)
+        words = lexical.LexicalIndex.make(run_folder)
         if last is None or report.added or report.removed or len(words) != report.unchanged:
             print("Indexing the words …", flush=True)
-            words.follow(store)
+            words.synchronise(store)
         metrics.update(added=report.added, removed=report.removed, unchanged=report.unchanged, chunk_tokens=size.tokens)
         metrics["graph_bytes"] = vector_store.graph_bytes(folder)
     print(
@@ -57,15 +61,15 @@ def run(config: Config) -> Path:
 def size_of_last_run(config: Config) -> chunking.ChunkSize | None:
     """Return the size of the chunks, if a finished run filled the same collection; then no model may be needed at all."""
     try:
-        last = manifests.read_manifest(config.run_dir, "rag_indexing")
-    except artifacts.UserError:  # missing or damaged: what is lost is time
+        last = manifests.read_manifest(RunFolder.of(config), "rag_indexing")
+    except errors.UserError:  # missing or damaged: what is lost is time
         return None
     names = ("embedding_model", "chunk_tokens", "chunk_overlap_tokens", "chroma_host", "collection")
     tokens = last["metrics"].get("chunk_tokens")
     if tokens is None or any(last["settings"]["rag"][name] != getattr(config.rag, name) for name in names):
         return None
     if config.rag.chroma_host is None:
-        vector_store.require_graph(config.run_dir / "chroma", last["metrics"]["graph_bytes"])
+        vector_store.require_graph(RunFolder.of(config), last["metrics"]["graph_bytes"])
     return chunking.ChunkSize(tokens, config.rag.chunk_overlap_tokens)
 
 

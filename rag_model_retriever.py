@@ -1,43 +1,31 @@
 """Stage 8: answer with retrieved records at hand (RAG).
 
-Reads chroma/, lexical.sqlite and the language models: the base model and, once stage 3 has trained one, the adapter
-(--rag.answer-with chooses). Asks the same titles as stages 2 and 4. Writes rag_answers.json and rag_finetuned_answers.json.
---title asks a title of your own. Where no record has --rag.min-score, no model is asked: the answer is that this is not in
-the data. --rag.where retrieves only records that meet conditions on their metadata (--data.metadata of stage 1).
+Reads chroma/, lexical.sqlite and the language models: the base model and, once stage 3 has trained one, the fine-tuned one;
+--rag.answer-with chooses, the GGUF of stage 5 among others. Asks the same titles as stages 2 and 4. Writes rag_answers.json
+and rag_finetuned_answers.json. --title asks a title of your own. Where no record has --rag.min-score, no model is asked: the
+answer is that this is not in the data. --rag.where retrieves only records that meet conditions on their metadata
+(--data.metadata of stage 1).
 
     python rag_model_retriever.py --title "Wooden train set"
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from config import Config, RagConfig
-from pipeline import (
-    answers,
-    artifacts,
-    citations,
-    generation,
-    language_model,
-    manifests,
-    memory,
-    prompts,
-    questions,
-    rag_prompt,
-    records,
-    retrieval,
-)
-from pipeline.command_line import run_stage
-from pipeline.lexical import LexicalIndex
-from pipeline.trained_models import adapter_folder, trained_precision
-
-Role = Literal["foundation", "finetuned"]
-ANSWERS: dict[Role, str] = {"foundation": "rag_answers.json", "finetuned": "rag_finetuned_answers.json"}
+from config import Config
+from pipeline.data import records
+from pipeline.evaluation import answering, answers, questions
+from pipeline.evaluation.answering import Retrieved
+from pipeline.models.answerer import Form, open_models
+from pipeline.rag import retrieval
+from pipeline.run import manifests
+from pipeline.run.command_line import run_stage
+from pipeline.run.errors import UserError
+from pipeline.run.run_folder import ADAPTER, RAG_ANSWERS, RAG_FINETUNED_ANSWERS, RunFolder
 
 
 @dataclass(frozen=True)
@@ -48,124 +36,62 @@ class RetrieverOptions:
     """Ask this title and write nothing."""
 
 
-@dataclass(frozen=True)
-class AnsweringModel:
-    """A language model that answers with retrieved records at hand."""
-
-    role: Role
-    loaded: language_model.LanguageModel
-    prompt_format: prompts.PromptFormat
-
-
 def run(config: Config, options: RetrieverOptions) -> Path | None:
     """Answer with retrieval; return the path of the last answers, or None if only the user's title was asked."""
-    data = records.open_processed(config.run_dir)
-    index = manifests.require_current(config.run_dir, "rag_indexing", data.path)
+    folder = RunFolder.of(config)
+    data = records.open_processed(folder)
+    index = manifests.require_current(folder, "rag_indexing", data.path)
 
     def reading() -> AbstractContextManager[None]:
-        return manifests.unchanged(config.run_dir, "rag_indexing", index)
+        return manifests.guard_against_rerun(folder, "rag_indexing", index)
 
     with reading():
-        retriever = retrieval.open_retriever(config.run_dir, config.rag)
+        retriever = retrieval.open_retriever(folder, config.rag)
+    forms, max_length = chosen_forms(config), config.rag.max_context_tokens + config.answers.max_new_tokens
     if options.title is not None:
         asked = [questions.Question(data.clean(options.title), "", "")]
         with reading():
-            found = retrieve(config.rag, retriever, asked)
-        for model in load_models(config, data):
-            print(f"\n{model.loaded.name}:")
-            answer_titles(config, retriever.lexical, model, asked, found)
+            retrieved = retrieve(config, retriever, asked)
+        for model in open_models(config, forms, data.path, max_length).values():
+            with closing(model):
+                print(f"\n{model.name}:")
+                answering.answer_questions(model, asked, config.answers, retrieved)
         return None
-    settings = {name: getattr(config, name) for name in ("prompt", "model", "answers", "questions", "rag")}
-    with manifests.stage_manifest(config.run_dir, "rag_model_retriever", settings, [data.path]) as metrics:
+    with manifests.stage_manifest(config, "rag_model_retriever", [data.path]) as metrics:
         asked = questions.choose_questions(data, config.questions)
         with reading():
-            found = retrieve(config.rag, retriever, asked)
+            retrieved = retrieve(config, retriever, asked)
         written = []
-        for model in load_models(config, data):
-            print(f"\nAnswering with {model.loaded.name} and retrieval")
-            parts = [answers.DATA, answers.INDEX, *([answers.ADAPTER] if model.role == "finetuned" else [])]
-            source = answers.made_from(config.run_dir, config.model.name, *parts)
-            with reading():
-                entries = answer_titles(config, retriever.lexical, model, asked, found)
-            name = f"{model.loaded.name} + retrieval"
-            metrics[model.role] = {"model": name, **model.loaded.runs_on}
-            path = config.run_dir / ANSWERS[model.role]
+        for form, model in open_models(config, forms, data.path, max_length).items():
+            print(f"\nAnswering with {model.name} and retrieval")
+            parts = [answers.DATA, answers.INDEX, *([] if form == "foundation" else [ADAPTER])]
+            source = answers.made_from(folder, config.model.name, *parts)
+            with reading(), closing(model):
+                entries = answering.answer_questions(model, asked, config.answers, retrieved)
+            name = f"{model.name} + retrieval"
+            metrics[form] = {"model": name, **model.runs_on}
+            path = folder / (RAG_ANSWERS if form == "foundation" else RAG_FINETUNED_ANSWERS)
             written.append(answers.save(path, name, source, config.answers, entries))
         print("\nAnswers: " + ", ".join(map(str, written)))
         return written[-1]
 
 
-def load_models(config: Config, data: records.ProcessedData) -> Iterator[AnsweringModel]:
-    """Yield the models that answer, each with the prompt format that belongs to it; the base model's weights are loaded once.
-
-    With --rag.answer-with auto these are the base model and, once stage 3 has trained one, the fine-tuned model.
-    """
-    roles = [config.rag.answer_with]
-    if config.rag.answer_with == "auto":
-        manifest = manifests.manifest_path(config.run_dir, "fine_tuning")
-        trained = manifest.exists() or (config.run_dir / "lora_model").exists()
-        roles = ["foundation", "finetuned"] if trained else ["foundation"]
-    # Checked before a model is loaded.
-    adapter = adapter_folder(config.run_dir, config.model.name, data.path) if "finetuned" in roles else None
-    max_length = config.rag.max_context_tokens + config.answers.max_new_tokens
-    precision = memory.precision_to_answer(config.model)
-    if adapter is not None:
-        precision = trained_precision(config.run_dir, config.model)
-    base = language_model.load_base(config.model, precision, max_length)
-    if "foundation" in roles:
-        yield AnsweringModel("foundation", base, prompts.make_prompt_format(config.prompt, base.tokenizer))
-    if adapter is not None:
-        tuned = language_model.load_adapter(base, adapter)
-        yield AnsweringModel("finetuned", tuned, prompts.load_prompt_format(adapter))
+def chosen_forms(config: Config) -> list[Form]:
+    """Return the models that --rag.answer-with names; auto is the base model and, once there is one, the fine-tuned one."""
+    if config.rag.answer_with != "auto":
+        return [config.rag.answer_with]
+    folder = RunFolder.of(config)
+    trained = folder.has_run("fine_tuning") or (folder / ADAPTER).exists()
+    return ["foundation", "finetuned"] if trained else ["foundation"]
 
 
-def retrieve(
-    rag: RagConfig, retriever: retrieval.Retriever, asked: Sequence[questions.Question]
-) -> list[list[retrieval.Hit]]:
+def retrieve(config: Config, retriever: retrieval.Retriever, asked: Sequence[questions.Question]) -> Retrieved:
     """Return what fits each title best, or say that no record meets the conditions."""
+    rag = config.rag
     found = [retriever.search(question.title, rag.k, rag.conditions) for question in asked]
     if rag.where and not any(found):
-        raise artifacts.UserError(retrieval.none_meets(rag.where))
-    return found
-
-
-def answer_titles(
-    config: Config,
-    lexical: LexicalIndex,
-    model: AnsweringModel,
-    asked: list[questions.Question],
-    found: list[list[retrieval.Hit]],
-) -> list[dict[str, Any]]:
-    """Answer with what was found for each title, and print; return the entries of the answers file."""
-    texts: dict[int, str] = {}
-    sources: dict[int, list[retrieval.Hit]] = {}
-    for position, (question, hits) in enumerate(zip(asked, found, strict=True)):
-        if retrieval.answerable(hits, config.rag):
-            texts[position], sources[position] = rag_prompt.prompt_with_context(
-                model.prompt_format, model.loaded, question.title, hits, config.rag.max_context_tokens
-            )
-
-    def answer_all(advance: Callable[[int], object]) -> list[generation.Answer]:
-        written = iter(
-            generation.generate(model.loaded, model.prompt_format, list(texts.values()), config.answers, advance)
-        )
-        advance(len(asked) - len(texts))
-        not_found = generation.Answer(config.rag.not_found, tokens=0, ended=True, seconds=0.0)
-        return [next(written) if position in texts else not_found for position in range(len(asked))]
-
-    def explain(position: int, answer: str) -> dict[str, Any]:
-        used = sources.get(position, [])
-        explained = {
-            "cited": citations.cite(answer, used, lexical),
-            "support": round(citations.support(answer, used, lexical), 4) if used else None,
-            "sources": [{**dataclasses.asdict(hit), "score": hit.score} for hit in used],
-        }
-        if position in texts:
-            reference = asked[position].reference
-            explained |= generation.reference_loss(model.loaded, model.prompt_format, texts[position], reference)
-        return explained
-
-    return questions.ask(asked, answer_all, model.prompt_format, explain)
+        raise UserError(retrieval.none_meets(rag.where))
+    return Retrieved(found, retriever.lexical, rag)
 
 
 def main() -> None:

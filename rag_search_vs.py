@@ -12,8 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from config import Config
-from pipeline import manifests, metadata, records, retrieval
-from pipeline.command_line import prompt_lines, run_stage
+from pipeline.data import metadata, records
+from pipeline.rag import retrieval
+from pipeline.run import manifests
+from pipeline.run.command_line import prompt_lines, run_stage
+from pipeline.run.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,13 @@ class SearchOptions:
 
 def run(config: Config, options: SearchOptions) -> None:
     """Print what fits the query, or each query that is typed."""
-    data = records.open_processed(config.run_dir)
-    index = manifests.require_current(config.run_dir, "rag_indexing", data.path)
-    with manifests.unchanged(config.run_dir, "rag_indexing", index):
-        retriever = retrieval.open_retriever(config.run_dir, config.rag)
+    folder = RunFolder.of(config)
+    data = records.open_processed(folder)
+    index = manifests.require_current(folder, "rag_indexing", data.path)
+    with manifests.guard_against_rerun(folder, "rag_indexing", index):
+        retriever = retrieval.open_retriever(folder, config.rag)
     for query in [options.query] if options.query is not None else prompt_lines("Query"):
-        with manifests.unchanged(config.run_dir, "rag_indexing", index):
+        with manifests.guard_against_rerun(folder, "rag_indexing", index):
             hits = retriever.search(data.clean(query), config.rag.k, config.rag.conditions)
         print_hits(hits, config)
 
@@ -45,7 +49,7 @@ def print_hits(hits: list[retrieval.Hit], config: Config) -> None:
         print(f"{number}. {config.prompt.title_label}: {hit.title}")
         print(f"   Score: {hit.score:.3f} (meaning {hit.similarity:.2f}, words {hit.match.coverage:.0%})")
         if hit.metadata:
-            print("   " + " | ".join(f"{name}: {metadata.shown(value)}" for name, value in hit.metadata.items()))
+            print("   " + " | ".join(f"{name}: {metadata.value_text(value)}" for name, value in hit.metadata.items()))
         print(f"   {config.prompt.content_label}: {hit.text}\n")
     if not retrieval.answerable(hits, config.rag):
         print(f"Nothing has the score {config.rag.min_score} (--rag.min-score): this is probably not in the data.")

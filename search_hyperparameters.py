@@ -1,10 +1,10 @@
 """Search the learning rate, the rank of the adapter and the epochs with the lowest validation loss, with Optuna.
 
-Reads trn_processed.json. Writes hyperparameter_search/: study.db with all trials, result.json, search.png, and what
+Reads trn_processed.json. Writes hyperparameter_search/: study.db with all trials, result.json, trials.png, and what
 fine_tuning.py made in the best trial. Every trial is a run of fine_tuning.py, and ends early where it is worse than half
 of those before it. After an interruption, run it again: it goes on.
 
-    python search_hyperparameters.py --search.trials 20
+    python search_hyperparameters.py --study.trials 20
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import PROJECT_DIR, SECTIONS, Config
-from pipeline import artifacts, hyperparameter_study, manifests, records, search_report, search_space, training_process
-from pipeline.command_line import run_stage, setting_arguments
-from pipeline.hyperparameter_study import EVALUATIONS
+from pipeline.data import records
+from pipeline.run import errors, files, manifests, run_folder
+from pipeline.run.command_line import run_stage, setting_arguments
+from pipeline.run.run_folder import ADAPTER, STUDY, TRAINING_LOG, RunFolder
+from pipeline.tuning import report, space, trial_process, trials
+from pipeline.tuning.trials import EVALUATIONS
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -33,38 +36,38 @@ NOT_SHARED = ("resume", "memory_gb", "gradient_checkpointing", "passes", "eval_s
 
 def run(config: Config) -> Path:
     """Search, print all trials and the best settings, and return the path of result.json."""
-    data = records.open_processed(config.run_dir)
+    run_folder = RunFolder.of(config)
+    data = records.open_processed(run_folder)
     check(config, data)
-    folder = config.run_dir / "hyperparameter_search"
-    settings = {name: getattr(config, name) for name in SECTIONS[STAGE]}
-    with manifests.stage_manifest(config.run_dir, STAGE, settings, [data.path]) as metrics:
+    folder = run_folder / STUDY
+    with manifests.stage_manifest(config, STAGE, [data.path]) as metrics:
         folder.mkdir(exist_ok=True)
-        study = hyperparameter_study.open_study(folder / "study.db", shared_settings(config, data))
+        study = trials.open_study(folder / "study.db", shared_settings(config, data))
         search(config, study, folder)
         result = summarise(config, study, folder)
         metrics.update({name: result[name] for name in ("best", "start", "command")}, trials=len(result["trials"]))
-        with artifacts.atomic_path(folder / "search.png") as picture:
-            search_report.draw(result, picture, f"{config.model.name}, preset {config.preset}")
-        search_report.print_result(result)
-        return artifacts.write_json(folder / "result.json", result)
+        with files.atomic_path(folder / "trials.png") as picture:
+            report.draw_trials(result, picture, f"{config.model.name}, {config.name}")
+        report.print_result(result)
+        return files.write_json(folder / "result.json", result)
 
 
 def check(config: Config, data: records.ProcessedData) -> None:
     """Raise a UserError for settings with which no search can be done."""
     train = config.train
     if train.shard_weights or "LOCAL_RANK" in os.environ:
-        raise artifacts.UserError(
+        raise errors.UserError(
             "Each trial trains on one device, in a process of its own. Start the search with python, without accelerate "
             "launch and --train.shard-weights."
         )
     if train.resume:
-        raise artifacts.UserError("An interrupted search goes on by itself. Leave --train.resume out.")
+        raise errors.UserError("An interrupted search goes on by itself. Leave --train.resume out.")
     if not train.validation_size or not any(data.split_of(title) == "validation" for title, _ in data):
-        raise artifacts.UserError(
+        raise errors.UserError(
             "There is no validation record to measure a loss on. Set --train.validation-size above 0, or run "
             "process_data.py with a larger --data.validation-fraction."
         )
-    search_space.check(config)
+    space.check_start(config)
 
 
 def shared_settings(config: Config, data: records.ProcessedData) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def shared_settings(config: Config, data: records.ProcessedData) -> dict[str, An
     for name in NOT_SHARED:
         del sections["train"][name]
     for name in ("trials", "hours"):
-        del sections["search"][name]
+        del sections["study"][name]
     flat = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
     return {**flat, "data": data.digest}
 
@@ -89,30 +92,30 @@ def search(config: Config, study: Study, folder: Path) -> None:
             f"Each trial has the {config.train.max_steps} steps of --train.max-steps; `--train.max-steps None` searches "
             "over epochs too.\n"
         )
-    training_process.kill_left(folder)
-    start, ranges = search_space.starting_values(config), search_space.distributions(config)
-    hyperparameter_study.take_up(study)
+    trial_process.kill_left(folder)
+    start, ranges = space.starting_values(config), space.distributions(config)
+    trials.repeat_interrupted(study)
     keep_best_alone(study, folder)
     began, failures = time.monotonic(), 0
-    while (done := len(hyperparameter_study.finished(study))) < config.search.trials:
-        if config.search.hours and time.monotonic() - began > 3600 * config.search.hours:
-            print(f"The {config.search.hours:g} hours of --search.hours are over; run it again to go on.")
+    while (done := len(trials.finished_trials(study))) < config.study.trials:
+        if config.study.hours and time.monotonic() - began > 3600 * config.study.hours:
+            print(f"The {config.study.hours:g} hours of --study.hours are over; run it again to go on.")
             break
-        trial = hyperparameter_study.next_trial(study, ranges, start, config.train.seed)
-        settings = search_report.in_words(search_space.settings_of(config, trial.params))
-        print(f"[{done + 1}/{config.search.trials}] Trial {trial.number}: {settings}", flush=True)
+        trial = trials.next_trial(study, ranges, start, config.train.seed)
+        settings = report.settings_text(space.settings_of(config, trial.params))
+        print(f"[{done + 1}/{config.study.trials}] Trial {trial.number}: {settings}", flush=True)
         try:
             loss = train(config, trial, folder / folder_name(trial.number))
-            hyperparameter_study.end(study, trial, loss)
+            trials.record_loss(study, trial, loss)
             failures = 0
-        except training_process.TrainingFailed as error:
-            if not hyperparameter_study.ended(study):
+        except trial_process.TrainingFailed as error:
+            if not trials.ended_trials(study):
                 raise
-            hyperparameter_study.fail(study, trial, str(error))
+            trials.record_failure(study, trial, str(error))
             print(f"  failed: {error}", flush=True)
             failures += 1
             if failures == FAILURES_IN_A_ROW:
-                raise artifacts.UserError(f"{failures} trials in a row failed. The last: {error}") from None
+                raise errors.UserError(f"{failures} trials in a row failed. The last: {error}") from None
         keep_best_alone(study, folder)
 
 
@@ -122,7 +125,7 @@ def train(config: Config, trial: Trial, folder: Path) -> float | None:
     Raises:
         TrainingFailed: fine_tuning.py ended with an error.
     """
-    own = search_space.with_values(config, trial.params)
+    own = space.with_values(config, trial.params)
     own = dataclasses.replace(
         own,
         output_dir=folder.absolute(),
@@ -131,22 +134,22 @@ def train(config: Config, trial: Trial, folder: Path) -> float | None:
         generation=dataclasses.replace(own.generation, max_new_tokens=1),
         questions=dataclasses.replace(own.questions, probe=None),
     )
-    training_process.bring_data(config.run_dir, own.run_dir)
-    command = [sys.executable, str(PROJECT_DIR / "fine_tuning.py"), "--preset", own.preset]
+    trial_process.link_records(RunFolder.of(config), RunFolder.of(own))
+    command = [sys.executable, str(PROJECT_DIR / "fine_tuning.py"), "--preset", own.started_from]
     command += ["--output-dir", str(own.output_dir), *setting_arguments("fine_tuning", own)]
     output, loss = folder / "output.txt", None
     print("  validation loss", end="", flush=True)
-    with training_process.started(command, output) as process:
-        for line in training_process.evaluations(process, own.run_dir / "training_log.jsonl"):
+    with trial_process.running(command, output) as process:
+        for line in trial_process.evaluations(process, own.run_dir / TRAINING_LOG):
             loss = line["validation_loss"]
             print(f" {loss:.4f}", end="", flush=True)
-            if hyperparameter_study.should_stop(trial, share_of(line, own), loss, search_space.lengths(config)):
+            if trials.should_stop(trial, share_of(line, own), loss, space.lengths(config)):
                 print(", pruned", flush=True)
                 return None
         print(flush=True)
-        training_process.require_success(process, output)
+        trial_process.require_success(process, output)
     if loss is None:
-        raise artifacts.UserError("Every validation prompt fills --train.max-length. Raise it.")
+        raise errors.UserError("Every validation prompt fills --train.max-length. Raise it.")
     return loss
 
 
@@ -158,7 +161,7 @@ def share_of(line: dict[str, Any], own: Config) -> float:
 
 def keep_best_alone(study: Study, folder: Path) -> None:
     """Remove what other trials than the best made, but not what they printed."""
-    best = hyperparameter_study.best_trial(study)
+    best = trials.best_trial(study)
     for path in folder.glob("trial_*/*"):
         if path.is_dir() and (best is None or path.parent.name != folder_name(best.number)):
             shutil.rmtree(path)
@@ -177,29 +180,29 @@ def summarise(config: Config, study: Study, folder: Path) -> dict[str, Any]:
         with their settings, the validation loss at the end and those on the way; validation_loss_before: that of the
         base model; adapter: folder of what the best one made; command: trains with the best settings.
     """
-    best = hyperparameter_study.best_trial(study)
+    best = trials.best_trial(study)
     if best is None:
-        raise artifacts.UserError(
-            "No trial ended with a loss that is a number. Lower --train.learning-rate and --search.learning-rate-high."
+        raise errors.UserError(
+            "No trial ended with a loss that is a number. Lower --train.learning-rate and --study.learning-rate-high."
         )
     rows = []
-    for trial in hyperparameter_study.ended(study):
+    for trial in trials.ended_trials(study):
         row = {
             "trial": trial.number,
-            **search_space.settings_of(config, trial.params),
-            **hyperparameter_study.outcome(trial),
+            **space.settings_of(config, trial.params),
+            **trials.outcome(trial),
         }
         rows.append(row)
-    start = search_space.settings_of(config, search_space.starting_values(config))
-    tuned = search_space.with_values(config, best.params)
-    named = {"train.learning_rate", "lora.r", "lora.alpha", *(["train.epochs"] if search_space.lengths(config) else [])}
-    options = artifacts.shell_line(setting_arguments("fine_tuning", tuned, named))
+    start = space.settings_of(config, space.starting_values(config))
+    tuned = space.with_values(config, best.params)
+    named = {"train.learning_rate", "lora.r", "lora.alpha", *(["train.epochs"] if space.lengths(config) else [])}
+    options = run_folder.shell_line(setting_arguments("fine_tuning", tuned, named))
     return {
         "best": next(row for row in rows if row["trial"] == best.number),
         "start": next(row for row in rows if start.items() <= row.items()),
-        "validation_loss_before": best.user_attrs[hyperparameter_study.BEFORE],
-        "command": f"{artifacts.command('fine_tuning', config.run_dir)} {options}",
-        "adapter": str(folder / folder_name(best.number) / config.preset / "lora_model"),
+        "validation_loss_before": best.user_attrs[trials.BEFORE],
+        "command": f"{RunFolder.of(config).command('fine_tuning')} {options}",
+        "adapter": str(folder / folder_name(best.number) / config.name / ADAPTER),
         "trials": rows,
     }
 

@@ -43,14 +43,17 @@ class Benchmark:
 
 def run(work: Benchmark) -> None:
     """Print the table."""
-    from pipeline import generation, language_model, memory, prompts, questions, records
+    from pipeline.data import records
+    from pipeline.evaluation import questions
+    from pipeline.models import generation, loading, precision, prompts
+    from pipeline.run.run_folder import RunFolder
 
     preset = PRESETS[work.preset]
     model = dataclasses.replace(
         preset.model, name=work.model or preset.model.name, backend=work.backend, precision=work.precision
     )
-    base = language_model.load_base(model, memory.precision_to_answer(model))
-    data = records.open_processed(work.output_dir / work.preset)
+    base = loading.load_base(model, precision.precision_to_answer(model))
+    data = records.open_processed(RunFolder(work.output_dir / work.preset))
     asked = questions.choose_questions(data, QuestionsConfig(held_out=work.prompts))
     made = prompts.make_prompt_format(preset.prompt, base.tokenizer)
     texts = [made.prompt(question.title) for question in asked]

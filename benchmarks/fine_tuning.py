@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tyro
 
 from config import PRESETS, PROJECT_DIR, TrainConfig
-from pipeline.training_log import read_log
+from pipeline.training.log import read_log
 
 SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
     # public config.json of meta-llama/Meta-Llama-3-8B, microsoft/Phi-3-mini-4k-instruct, unsloth/Phi-3-medium-4k-instruct
@@ -100,11 +100,11 @@ def make_model(folder: Path, shape: str, layers: int | None, files: str) -> None
     import torch
     import transformers
 
-    from pipeline import bundled_models
+    from pipeline.models import bundled
 
     _, architecture, values = SHAPES[shape]
     values = {**values, "num_hidden_layers": layers or values["num_hidden_layers"]}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(bundled_models.resolve("bundled/SmolLM2-135M-Instruct"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bundled.resolve("bundled/SmolLM2-135M-Instruct"))
     values["vocab_size"] = max(values["vocab_size"], len(tokenizer))
     config = getattr(transformers, f"{architecture}Config")(bos_token_id=1, eos_token_id=2, **values)
     with torch.device("cuda"):
@@ -242,10 +242,11 @@ def run(work: Benchmark) -> None:
 
 def measure_before(model: Path, outputs: Path, preset: str, work: Benchmark) -> dict[str, Any] | None:
     """Train as before on the texts that fine_tuning.py makes of the same records, or return None if it failed."""
-    from pipeline import language_model, prompts, records
+    from pipeline.data import records
+    from pipeline.models import loading, prompts
 
     data = records.open_processed(outputs / preset)
-    tokenizer = language_model.load_tokenizer(str(model))
+    tokenizer = loading.load_tokenizer(str(model))
     made = prompts.make_prompt_format(PRESETS[preset].prompt, tokenizer)
     texts = [made.prompt(title) + content + made.end for title, content in data.sample("train", 8 * work.steps + 64, 1)]
     records_file, log = outputs / "texts.json", outputs / "before.jsonl"
@@ -264,7 +265,7 @@ def measure_before(model: Path, outputs: Path, preset: str, work: Benchmark) -> 
 def parameter_count(model: Path) -> int:
     """Return the weights that every token is multiplied with."""
     from config import LoraConfig, ModelConfig
-    from pipeline.memory import model_size
+    from pipeline.models.size import model_size
 
     size = model_size(ModelConfig(name=str(model)), LoraConfig())
     return size.linear + size.hidden * size.vocabulary

@@ -8,7 +8,6 @@ PyTorch's libraries to what most laptops have, on a processor that has more; `--
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -27,7 +26,8 @@ import tyro
 
 import run
 from config import STAGES
-from pipeline import devices
+from pipeline.models import devices
+from pipeline.run.run_folder import RunFolder
 
 HELD_TO_AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 SHOWN_INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
@@ -89,8 +89,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as temporary, held_core(work.busy):
         folder = work.output_dir or Path(temporary)
-        options = argparse.Namespace(preset="demo", output_dir=folder, stages=list(STAGES))
-        seconds = run.run_stages(options, {})
+        seconds = run.run_stages("demo", RunFolder(folder / "demo"), list(STAGES), {})
         manifest = json.loads((folder / "demo" / "manifests" / "fine_tuning.json").read_text(encoding="utf-8"))
     print()
     print_machine(work)

@@ -19,9 +19,13 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import GenerationConfig, ModelConfig, QuestionsConfig
-from pipeline import generation, gguf_conversion, language_model, parity, prompts, questions, records
-from pipeline.command_line import quiet_libraries
-from pipeline.llama_cpp import GgufModel
+from pipeline.data import records
+from pipeline.evaluation import questions
+from pipeline.export import gguf, parity
+from pipeline.models import generation, loading, prompts
+from pipeline.models.llama_cpp import GgufModel
+from pipeline.run.command_line import quiet_libraries
+from pipeline.run.run_folder import RunFolder
 
 FORMATS = ("f32", "bf16", "f16", "q8_0")
 
@@ -42,9 +46,9 @@ def main(options: Options) -> None:
     """Print the table."""
     quiet_libraries()
     merged_folder = options.run_dir / "merged_model"
-    data = records.open_processed(options.run_dir)
+    data = records.open_processed(RunFolder.of(options))
     asked = questions.choose_questions(data, QuestionsConfig(held_out=options.titles))
-    merged = language_model.load_base(ModelConfig(name=str(merged_folder)), "16bit")
+    merged = loading.load_base(ModelConfig(name=str(merged_folder)), "16bit")
     prompt_format = prompts.load_prompt_format(merged_folder)
     greedy = GenerationConfig(max_new_tokens=options.tokens, temperature=0.0, batch_size=1)
     texts = [prompt_format.prompt(question.title) for question in asked]
@@ -58,11 +62,11 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number_format in FORMATS:
             file = Path(folder) / f"{number_format}.gguf"
-            name = gguf_conversion.gguf_model_name(str(merged_folder), merged.tokenizer)
-            gguf_conversion.convert(merged_folder, file, name, number_format, converter=None)
-            with closing(GgufModel(file)) as gguf:
-                answers = gguf.generate(prompt_format, texts, greedy)
-                share = parity.agreement(choices, [gguf.greedy_choices(ids, start) for ids, start in pairs])
+            name = gguf.gguf_model_name(str(merged_folder), merged.tokenizer)
+            gguf.convert(merged_folder, file, name, number_format, converter=None)
+            with closing(GgufModel(file, prompt_format)) as served:
+                answers = served.generate(texts, greedy)
+                share = parity.agreement(choices, [served.greedy_choices(ids, start) for ids, start in pairs])
             same = sum(one.text == other.text for one, other in zip(answers, reference, strict=True))
             print(f"{number_format:<8}{file.stat().st_size / 1e6:>6.0f}{share:>14.1%}{f'{same} of {len(texts)}':>20}")
 

@@ -98,11 +98,11 @@ def validation_loss(model: Any, records: list[dict[str, list[int]]]) -> float:
     """Return the mean loss of all tokens with a label."""
     import torch
 
-    from pipeline.batching import EVALUATION_TOKENS, IGNORED_LABEL, fill, lay_end_to_end
+    from pipeline.training.batching import EVALUATION_TOKENS, IGNORED_LABEL, fill_passes, lay_end_to_end
 
     total, tokens = 0.0, 0
     model.eval()
-    for batch in fill(range(len(records)), [len(record["labels"]) for record in records], EVALUATION_TOKENS):
+    for batch in fill_passes(range(len(records)), [len(record["labels"]) for record in records], EVALUATION_TOKENS):
         inputs = {name: value.cuda() for name, value in lay_end_to_end([records[i] for i in batch], "unsloth").items()}
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
             total += model(**inputs, num_items_in_batch=1)["loss"].item()

@@ -33,9 +33,10 @@ import psutil
 import tyro
 
 from config import PROJECT_DIR, RagConfig
-from pipeline import chunking, embedding, indexing, vector_store
-from pipeline.cleaning import clean
-from pipeline.command_line import quiet_libraries
+from pipeline.data.cleaning import clean
+from pipeline.rag import chunking, embedding, indexing, vector_store
+from pipeline.run.command_line import quiet_libraries
+from pipeline.run.run_folder import RunFolder
 
 WORDS = 80  # of a document, about as in the Amazon catalogue
 Records = list[tuple[str, str]]
@@ -99,7 +100,7 @@ def median_rates(sides: dict[str, Callable[[], Any]], count: int, rounds: int) -
 def embed_all(embeddings: Any, config: RagConfig, records: Records) -> numpy.ndarray:
     """Return the vectors of records that fit whole, as index() embeds them."""
     size = chunking.chunk_size(config, embeddings)
-    pieces = [pieces[0] for pieces in chunking.chunks(records, size, embeddings)]
+    pieces = [pieces[0] for pieces in chunking.chunk_records(records, size, embeddings)]
     vectors = numpy.empty(
         (len(pieces), embedding.sentence_transformer(embeddings).get_embedding_dimension()), "float32"
     )
@@ -185,7 +186,7 @@ def measure_storing(work: Benchmark, config: RagConfig) -> None:
                 store.add_documents(documents[start : start + 100])
 
         def store_ours() -> None:
-            adder = indexing.Adder(vector_store.open_store(next(folders) / "chroma", config, create=True))
+            adder = indexing.Adder(vector_store.open_store(RunFolder(next(folders)), config, create=True))
             adder.add(chunks, vectors)
             adder.flush()
 
@@ -206,7 +207,7 @@ def clustered_vectors(count: int, dimensions: int = 384, seed: int = 3407) -> nu
     return vectors / numpy.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def index_once(count: int, work: Benchmark, config: RagConfig, folder: Path, results: Any) -> None:
+def index_once(count: int, work: Benchmark, config: RagConfig, folder: RunFolder, results: Any) -> None:
     """Index records twice and report; runs in a process of its own, whose memory is measured."""
     quiet_libraries()
     process = psutil.Process()
@@ -229,7 +230,7 @@ def measure_growth(work: Benchmark, config: RagConfig, folder: Path) -> None:
     for count in work.documents:
         context = multiprocessing.get_context("spawn")
         results = context.Queue()
-        arguments = (count, work, config, folder / f"run-{count}" / "chroma", results)
+        arguments = (count, work, config, RunFolder(folder / f"run-{count}"), results)
         process = context.Process(target=index_once, args=arguments)
         process.start()
         (first, second), before, after = results.get()
@@ -246,7 +247,7 @@ def measure_search(work: Benchmark, config: RagConfig, folder: Path) -> None:
     embeddings = embedding.load_embeddings(config)
     print("\nsearch  documents   vector p50     p95   query p50     p95   recall@10")
     for count in work.documents:
-        run = folder / f"run-{count}" / "chroma"
+        run = RunFolder(folder / f"run-{count}")
         store = vector_store.open_store(run, config, embeddings, create=True)
         records = build_records(count, work.processed)
         if not store.collection.count():

@@ -29,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tyro
 
 from config import PROJECT_DIR, RagConfig
-from pipeline import chunking, embedding, indexing, retrieval, vector_store
-from pipeline.cleaning import normalise_title
-from pipeline.lexical import LexicalIndex, words_of
+from pipeline.data.cleaning import normalise_title
+from pipeline.rag import chunking, embedding, indexing, retrieval, vector_store
+from pipeline.rag.lexical import LexicalIndex, words_of
+from pipeline.run.run_folder import RunFolder
 
 PARAPHRASES = Path(__file__).with_name("paraphrases.jsonl")
 UNRELATED = Path(__file__).with_name("unrelated_questions.txt")
@@ -120,10 +121,10 @@ def demo_records() -> Records:
 def build(folder: Path, records: Records) -> retrieval.Retriever:
     """Index the records, unless the folder holds them."""
     config, embeddings = RagConfig(), embedding.load_embeddings(RagConfig())
-    store = vector_store.open_store(folder / "chroma", config, embeddings, create=True)
-    lexical = LexicalIndex.make(folder / "lexical.sqlite")
+    store = vector_store.open_store(RunFolder(folder), config, embeddings, create=True)
+    lexical = LexicalIndex.make(RunFolder(folder))
     indexing.index(store, records, chunking.chunk_size(config, embeddings), config, lambda: embeddings)
-    lexical.follow(store)
+    lexical.synchronise(store)
     return retrieval.Retriever(store, lexical)
 
 

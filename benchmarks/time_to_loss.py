@@ -21,7 +21,7 @@ import tyro
 
 from benchmarks.fine_tuning import run_script
 from config import PRESETS, TrainConfig
-from pipeline.training_log import read_log
+from pipeline.training.log import read_log
 
 PRESET = "demo"
 EVALUATIONS = 20  # of a run
@@ -59,11 +59,12 @@ def main(work: Benchmark) -> None:
 
 def train_as_before(work: Benchmark, learning_rate: float, epochs: float, log: Path) -> None:
     """Train as the notebooks do, on the records that fine_tuning.py draws."""
-    from pipeline import bundled_models, language_model, prompts, records
+    from pipeline.data import records
+    from pipeline.models import bundled, loading, prompts
 
     preset = PRESETS[PRESET]
-    model = bundled_models.resolve(preset.model.name)
-    tokenizer = language_model.load_tokenizer(model)
+    model = bundled.resolve(preset.model.name)
+    tokenizer = loading.load_tokenizer(model)
     data = records.open_processed(work.folder / PRESET)
     made = prompts.make_prompt_format(preset.prompt, tokenizer)
     seed = preset.train.seed

@@ -52,8 +52,9 @@ def measure() -> dict[str, float]:
     import torch
 
     from config import ModelConfig, RagConfig
-    from pipeline import embedding, language_model
-    from pipeline.devices import products
+    from pipeline.models import loading
+    from pipeline.models.devices import products
+    from pipeline.rag import embedding
 
     inputs, weights, gradient = torch.randn(1024, 576), torch.randn(1536, 576), torch.randn(1024, 1536)
 
@@ -62,7 +63,7 @@ def measure() -> dict[str, float]:
             left @ right
 
     embeddings = embedding.load_embeddings(RagConfig(embedding_precision="float32"))
-    model = language_model.load_base(ModelConfig(), "16bit")
+    model = loading.load_base(ModelConfig(), "16bit")
     ids = model.tokenizer("A wooden train set", return_tensors="pt")["input_ids"]
     return {
         "matrix products of a layer": seconds(step, 50),

@@ -2,6 +2,6 @@
 
 import sys
 
-from pipeline.interruption import end_in_one_sentence
+from pipeline.run.interruption import end_in_one_sentence
 
 sys.excepthook = end_in_one_sentence  # a stage imports this package first

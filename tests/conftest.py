@@ -13,6 +13,20 @@ from tiny_models import BUILDERS, tiny_config
 
 from config import PRESETS, Config, RagConfig
 
+# What trains, starts stages, or takes long otherwise: `python run.py tests --fast` leaves it out.
+SLOW = (
+    "faults", "page", "tuning", "data/test_metadata.py", "models/test_devices.py", "models/test_models.py", "test_gpu.py",
+    "test_pipeline.py", "test_several_devices.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of SLOW."""
+    folder = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(folder).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
@@ -35,15 +49,15 @@ def tiny_model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smollm2_tokenizer():
     """The tokenizer of the demo's model."""
-    from pipeline import bundled_models, language_model
+    from pipeline.models import bundled, loading
 
-    return language_model.load_tokenizer(bundled_models.resolve("bundled/SmolLM2-135M-Instruct"))
+    return loading.load_tokenizer(bundled.resolve("bundled/SmolLM2-135M-Instruct"))
 
 
 @pytest.fixture(scope="session")
 def embeddings():
     """The demo's embedding model."""
-    from pipeline import embedding
+    from pipeline.rag import embedding
 
     return embedding.load_embeddings(RagConfig())
 

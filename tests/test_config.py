@@ -16,7 +16,7 @@ from config import (
     GgufConfig,
     LoraConfig,
     RagConfig,
-    SearchConfig,
+    StudyConfig,
     TrainConfig,
 )
 
@@ -41,7 +41,7 @@ def test_trainable_parameters(preset):
     import transformers
     from peft import get_peft_model
 
-    from pipeline.language_model import peft_lora_config
+    from pipeline.models.adapter import peft_lora_config
 
     config_class, model_class, shape = ARCHITECTURES[preset]
     with torch.device("meta"):
@@ -141,14 +141,14 @@ def test_books_preset():
     lambda: RagConfig(k=0),
     lambda: RagConfig(chunk_tokens=10, chunk_overlap_tokens=10),
     lambda: TrainConfig(eval_steps=2.5),
-    lambda: SearchConfig(trials=0),
-    lambda: SearchConfig(hours=0),
-    lambda: SearchConfig(learning_rate_low=math.nan),
-    lambda: SearchConfig(learning_rate_low=1e-3, learning_rate_high=1e-4),
-    lambda: SearchConfig(ranks=()),
-    lambda: SearchConfig(ranks=(8, 8)),
-    lambda: SearchConfig(ranks=(8, 0)),
-    lambda: SearchConfig(epochs=(1.0, math.inf)),
+    lambda: StudyConfig(trials=0),
+    lambda: StudyConfig(hours=0),
+    lambda: StudyConfig(learning_rate_low=math.nan),
+    lambda: StudyConfig(learning_rate_low=1e-3, learning_rate_high=1e-4),
+    lambda: StudyConfig(ranks=()),
+    lambda: StudyConfig(ranks=(8, 8)),
+    lambda: StudyConfig(ranks=(8, 0)),
+    lambda: StudyConfig(epochs=(1.0, math.inf)),
 ])  # fmt: skip
 def test_impossible_settings_are_refused(make):
     with pytest.raises(ValueError, match="must be"):
@@ -181,7 +181,7 @@ def test_stages_name_sections_of_the_config():
 def test_the_trainer_gets_the_settings_of_the_preset(preset, tmp_path):
     import torch
 
-    from pipeline.trainer import sft_arguments
+    from pipeline.training.trainer import sft_arguments
 
     train = PRESETS[preset].train
     if train.optimizer != "adamw_torch" and not torch.cuda.is_available():
@@ -193,3 +193,12 @@ def test_the_trainer_gets_the_settings_of_the_preset(preset, tmp_path):
     assert arguments.per_device_train_batch_size == 1 and arguments.gradient_accumulation_steps == 3
     assert arguments.max_steps == (train.max_steps or -1) and arguments.num_train_epochs == train.epochs
     assert arguments.seed == train.seed and arguments.gradient_checkpointing and arguments.eval_on_start
+
+
+def test_the_names_of_the_stages_are_those_of_the_scripts():
+    from typing import get_args
+
+    from config import PROJECT_DIR, SECTIONS, StageName
+
+    assert get_args(StageName) == tuple(SECTIONS)
+    assert all((PROJECT_DIR / f"{stage}.py").exists() for stage in SECTIONS)

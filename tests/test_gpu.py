@@ -16,11 +16,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from config import PROJECT_DIR
-from pipeline.artifacts import read_json
-from pipeline.attention import end_to_end_attention
-from pipeline.batching import lay_end_to_end
-from pipeline.manifests import read_manifest
-from pipeline.training_log import read_log
+from pipeline.run.files import read_json
+from pipeline.run.manifests import read_manifest
+from pipeline.run.run_folder import RunFolder
+from pipeline.training.attention import end_to_end_attention
+from pipeline.training.batching import lay_end_to_end
+from pipeline.training.log import read_log
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 UNSLOTH_MISSING = pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="Unsloth is not installed")
@@ -71,7 +72,7 @@ def test_records_end_to_end_have_the_loss_they_have_one_by_one(run_stage, backen
             "fine_tuning.py", architecture, *TRAINING, "--train.max-steps", "1", "--model.backend", backend,
             "--train.passes", str(passes), "--model.precision", "16bit",
         )  # fmt: skip
-        metrics = read_manifest(run_dir, "fine_tuning")["metrics"]
+        metrics = read_manifest(RunFolder(run_dir), "fine_tuning")["metrics"]
         assert (metrics["backend"], metrics["passes"]) == (backend, passes)
         losses.append([line["loss"] for line in read_log(run_dir / "training_log.jsonl") if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
@@ -88,7 +89,7 @@ def test_float16_learns_what_bfloat16_learns(run_stage, backend, precision):
             "--model.backend", backend, "--model.precision", precision, "--model.compute-dtype", number_format,
             "--train.optimizer", "adamw_8bit",
         )  # fmt: skip
-        metrics = read_manifest(run_dir, "fine_tuning")["metrics"]
+        metrics = read_manifest(RunFolder(run_dir), "fine_tuning")["metrics"]
         assert (metrics["backend"], metrics["precision"], metrics["compute_dtype"]) == (
             backend,
             precision,
@@ -107,7 +108,7 @@ def test_training_goes_on_and_answers_in_batches_as_one_by_one(run_stage, backen
         "--model.backend", backend, "--model.precision", precision, "--lora.r", "16", "--train.optimizer", "adamw_8bit",
     ]  # fmt: skip
     run_dir = run_stage("fine_tuning.py", "wide_llama", *options)
-    metrics = read_manifest(run_dir, "fine_tuning")["metrics"]
+    metrics = read_manifest(RunFolder(run_dir), "fine_tuning")["metrics"]
     assert (metrics["backend"], metrics["precision"]) == (backend, precision)
     log = read_log(run_dir / "training_log.jsonl")
     (run_dir / "checkpoints" / "checkpoint-60" / "hashes.json").unlink()  # as if killed before it was written

@@ -21,10 +21,13 @@ import rag_indexing
 import rag_model_retriever
 import rag_search_vs
 from config import GgufConfig, LoraConfig, ModelConfig
-from pipeline import artifacts, language_model, manifests, prompts
-from pipeline.artifacts import UserError
-from pipeline.llama_cpp import GgufModel
-from pipeline.training_log import read_log
+from pipeline.export import gguf
+from pipeline.models import adapter, loading, prompts
+from pipeline.models.llama_cpp import GgufModel
+from pipeline.run import files, manifests
+from pipeline.run.errors import UserError
+from pipeline.run.run_folder import RunFolder
+from pipeline.training.log import read_log
 
 PHI3_LAYERS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 ADAPTER_FILES = {
@@ -40,7 +43,7 @@ EXTRA_FILES = {"llama": set(), "phi3": {"chat_template.jinja"}, "mistral": {"cha
 RUN_FILES = {
     "Modelfile", "checkpoints", "chroma", "comparison.html", "comparison.json", "comparison.md", "finetuned_answers.json",
     "foundation_answers.json", "lexical.sqlite", "lora_model", "loss_curve.png", "manifests", "merged_model", "model-f32.gguf",
-    "prompt_format.json", "rag_answers.json", "rag_finetuned_answers.json", "rejected.jsonl", "training_log.jsonl", "trn_processed.json",
+    "prompt_format.json", "rag_answers.json", "recipe.toml", "rag_finetuned_answers.json", "rejected.jsonl", "training_log.jsonl", "trn_processed.json",
     "trn_processed_dataset.json",
 }  # fmt: skip
 
@@ -54,8 +57,8 @@ def config(request, make_config):
     architecture = getattr(request, "param", "llama")
     lora = LoraConfig(r=4, alpha=8, target_modules=PHI3_LAYERS) if architecture == "phi3" else LoraConfig(r=4, alpha=8)
     # Random weights leave near ties that 16-bit arithmetic tips; another model would agree on nothing at all.
-    gguf = GgufConfig(type="f32", parity_prompts=2, parity_tokens=8, min_agreement=0.6)
-    return make_config(architecture, lora=lora, gguf=gguf)
+    gguf_config = GgufConfig(type="f32", parity_prompts=2, parity_tokens=8, min_agreement=0.6)
+    return make_config(architecture, lora=lora, gguf=gguf_config)
 
 
 @pytest.mark.parametrize("config", ["llama", "phi3", "mistral"], indirect=True)
@@ -74,16 +77,16 @@ def test_the_whole_chain(config, request, capsys):
     merged_extra = EXTRA_FILES[architecture] | ({"tokenizer.model"} if architecture != "llama" else set())
     assert names(config.run_dir / "merged_model") == MERGED_FILES | merged_extra
     assert gguf_file.name == "model-f32.gguf"
-    metrics = manifests.read_manifest(config.run_dir, "merge_and_convert")["metrics"]
+    metrics = manifests.read_manifest(RunFolder.of(config), "merge_and_convert")["metrics"]
     assert metrics["tokenization"] == "identical"
     assert metrics["agreement_adapter_merged"] >= 0.6 and metrics["agreement_merged_gguf"] >= 0.6
 
     prompt_format = prompts.load_prompt_format(config.run_dir)
-    gguf = GgufModel(gguf_file)
+    served = GgufModel(gguf_file, prompt_format)
     prompt = prompt_format.prompt("Mog's Kittens, 28 years — café")
-    streamed = "".join(gguf.stream(prompt_format, prompt, config.answers)).strip()
-    assert streamed and streamed == gguf.generate(prompt_format, [prompt], config.answers)[0].text
-    gguf.close()
+    streamed = "".join(served.stream(prompt, config.answers)).strip()
+    assert streamed and streamed == served.generate([prompt], config.answers)[0].text
+    served.close()
     for form in ("merged", "gguf"):
         asked = ft_test_trained_model.run(config, ft_test_trained_model.TestOptions(model_form=form))
         assert len(json.loads(asked.read_text(encoding="utf-8"))["answers"]) == len(foundation["answers"])
@@ -103,14 +106,14 @@ def test_a_base_with_4_bit_files_becomes_a_16_bit_model(config, tmp_path):
     whole = config.model.name
     small = AutoModelForCausalLM.from_pretrained(whole, quantization_config=quantization, dtype=torch.bfloat16)
     small.save_pretrained(tmp_path / "small")
-    language_model.load_tokenizer(whole).save_pretrained(tmp_path / "small")
+    loading.load_tokenizer(whole).save_pretrained(tmp_path / "small")
     config = replace(config, model=ModelConfig(name=str(tmp_path / "small")))
     process_data.run(config)
     fine_tuning.run(config)
     merge_and_convert.run(config)
     merged = load_file(config.run_dir / "merged_model" / "model.safetensors")
     assert {weight.dtype for weight in merged.values()} == {torch.bfloat16}
-    assert not language_model.quantized_files(str(config.run_dir / "merged_model"))
+    assert not loading.quantized_files(str(config.run_dir / "merged_model"))
 
 
 def test_training_leaves_a_log_a_picture_a_dataset_and_figures(config, capsys):
@@ -131,16 +134,16 @@ def test_training_leaves_a_log_a_picture_a_dataset_and_figures(config, capsys):
     log = read_log(config.run_dir / "training_log.jsonl")
     assert [line["step"] for line in log if "loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in log if "validation_loss" in line] == [0, 2, 4]
-    metrics = manifests.read_manifest(config.run_dir, "fine_tuning")["metrics"]
+    metrics = manifests.read_manifest(RunFolder.of(config), "fine_tuning")["metrics"]
     assert metrics["validation_loss_after"] < metrics["validation_loss_before"]
     assert metrics["steps"] == 4 and metrics["training_records"] == 8
     with Image.open(config.run_dir / "loss_curve.png") as picture:
         assert picture.size == (960, 540)
     dataset = json.loads((config.run_dir / "trn_processed_dataset.json").read_text(encoding="utf-8"))
     assert len(dataset) == 8 and set(dataset[0]) == {"instruction", "input", "output"}
-    from pipeline.records import open_processed
+    from pipeline.data.records import open_processed
 
-    data = open_processed(config.run_dir)
+    data = open_processed(RunFolder.of(config))
     assert {data.split_of(record["input"]) for record in dataset} == {"train"}
 
 
@@ -150,25 +153,25 @@ def test_packed_steps_take_tokens_and_the_probe_is_asked_before_and_after(config
     packed_config = replace(config, train=packed, questions=probe)
     process_data.run(packed_config)
     fine_tuning.run(packed_config)
-    metrics = manifests.read_manifest(config.run_dir, "fine_tuning")["metrics"]
+    metrics = manifests.read_manifest(RunFolder.of(config), "fine_tuning")["metrics"]
     assert metrics["steps"] == 3 and 1800 <= metrics["training_tokens"] <= 1800 + config.train.max_length
     assert 1 < metrics["tokens_of_largest_pass"] <= 600
     assert metrics["probe"]["question"] == "Who is Nothing of this name for?"
     assert set(metrics["probe"]) == {"question", "before", "after"}
     assert metrics["probe"]["before"] != metrics["probe"]["after"]
     assert capsys.readouterr().out.count("Probe question") == 2
-    dataset = artifacts.read_json(config.run_dir / "trn_processed_dataset.json")
+    dataset = files.read_json(config.run_dir / "trn_processed_dataset.json")
     assert len(dataset) == metrics["training_records"]
     packed_config = replace(packed_config, train=replace(packed, passes=2, tokens_per_step=600))
     fine_tuning.run(packed_config)
-    metrics = manifests.read_manifest(config.run_dir, "fine_tuning")["metrics"]
+    metrics = manifests.read_manifest(RunFolder.of(config), "fine_tuning")["metrics"]
     assert metrics["passes"] == 2 and 300 <= metrics["tokens_of_largest_pass"] < 500
 
 
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(config, monkeypatch):
     from transformers import TrainerCallback
 
-    from pipeline import trainer as trainer_module
+    from pipeline.training import session
 
     process_data.run(config)
     fine_tuning.run(config)
@@ -179,17 +182,17 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(config, monkeypat
             if state.global_step == 3:
                 raise KeyboardInterrupt
 
-    original = trainer_module.make_trainer
+    original = session.make_trainer
 
     def stopping(*arguments):
         trainer = original(*arguments)
         trainer.add_callback(Stop())
         return trainer
 
-    monkeypatch.setattr(trainer_module, "make_trainer", stopping)
+    monkeypatch.setattr(session, "make_trainer", stopping)
     with pytest.raises(KeyboardInterrupt):
         fine_tuning.run(config)
-    monkeypatch.setattr(trainer_module, "make_trainer", original)
+    monkeypatch.setattr(session, "make_trainer", original)
     resumed = replace(config, train=replace(config.train, resume=True))
     fine_tuning.run(resumed)
     again = read_log(config.run_dir / "training_log.jsonl")
@@ -223,16 +226,15 @@ def test_an_adapter_of_another_base_model_is_refused(config, tiny_model):
 @pytest.mark.parametrize("config", ["phi3"], indirect=True)
 @pytest.mark.parametrize("missing", ["complete_tokenizer_config", "gguf_model_name"])
 def test_a_gguf_that_tokenizes_otherwise_is_never_kept(config, monkeypatch, missing):
-    from pipeline import gguf_conversion
 
     process_data.run(config)
     fine_tuning.run(config)
     # Without these, llama.cpp adds a BOS to Phi-3's prompts, or keeps the line ends that Phi-3's tokens swallow.
-    monkeypatch.setattr(gguf_conversion, missing, lambda *_: "model")
+    monkeypatch.setattr(gguf, missing, lambda *_: "model")
     with pytest.raises(UserError, match="tokenizes a prompt otherwise"):
         merge_and_convert.run(config)
     assert not list(config.run_dir.glob("*.gguf")) and not (config.run_dir / "Modelfile").exists()
-    assert not manifests.manifest_path(config.run_dir, "merge_and_convert").exists()
+    assert not RunFolder.of(config).manifest_path("merge_and_convert").exists()
 
 
 @pytest.mark.parametrize("number_format", ["f16", "bf16", "q8_0"])
@@ -245,11 +247,10 @@ def test_every_number_format_converts(config, number_format):
 
 
 def test_a_merge_that_changes_the_model_is_never_kept(config, monkeypatch):
-    from pipeline import language_model
 
     process_data.run(config)
     fine_tuning.run(config)
-    merge = language_model.merge
+    merge = adapter.merge
 
     def merge_badly(tuned, stored):
         import torch
@@ -260,7 +261,7 @@ def test_a_merge_that_changes_the_model_is_never_kept(config, monkeypatch):
                 weight.copy_(weight.roll(1, 0))
         return merged
 
-    monkeypatch.setattr(language_model, "merge", merge_badly)
+    monkeypatch.setattr(adapter, "merge", merge_badly)
     with pytest.raises(UserError, match=r"The merged model differs from base \+ adapter"):
         merge_and_convert.run(config)
     assert not (config.run_dir / "merged_model").exists()
@@ -269,10 +270,10 @@ def test_a_merge_that_changes_the_model_is_never_kept(config, monkeypatch):
 def test_a_run_that_fails_keeps_what_the_run_before_made(config):
     process_data.run(config)
     adapter = fine_tuning.run(config)
-    before = artifacts.file_hash(adapter)
+    before = files.file_hash(adapter)
     with pytest.raises(UserError, match="could not be loaded"):
         fine_tuning.run(replace(config, model=replace(config.model, name="./typo")))
-    assert artifacts.file_hash(adapter) == before and list((config.run_dir / "checkpoints").glob("checkpoint-*"))
+    assert files.file_hash(adapter) == before and list((config.run_dir / "checkpoints").glob("checkpoint-*"))
     ft_test_trained_model.run(config, ft_test_trained_model.TestOptions())
 
 
@@ -292,11 +293,9 @@ def test_other_data_makes_adapter_and_index_stale(config):
 
 
 def test_a_gguf_with_other_weights_is_never_kept(config, monkeypatch):
-    from pipeline import gguf_conversion
-
     process_data.run(config)
     fine_tuning.run(config)
-    convert = gguf_conversion.convert
+    convert = gguf.convert
 
     def convert_other(merged, target, *rest):
         import torch
@@ -310,7 +309,7 @@ def test_a_gguf_with_other_weights_is_never_kept(config, monkeypatch):
         convert(merged, target, *rest)
 
     earlier = merge_and_convert.run(config)
-    monkeypatch.setattr(gguf_conversion, "convert", convert_other)
+    monkeypatch.setattr(gguf, "convert", convert_other)
     with pytest.raises(UserError, match="The GGUF differs from the merged model"):
         merge_and_convert.run(config)
     assert list(config.run_dir.glob("*.gguf")) == [earlier]
@@ -333,7 +332,7 @@ def test_a_file_that_is_no_gguf_is_one_sentence(tmp_path):
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + b"\0" * 100)
     with pytest.raises(UserError, match=r"llama\.cpp cannot load"):
-        GgufModel(path)
+        GgufModel(path, prompt_format=None)
 
 
 def test_retrieval_and_comparison(config, capsys):
@@ -344,7 +343,9 @@ def test_retrieval_and_comparison(config, capsys):
     rag_indexing.run(config)
     rag_search_vs.run(config, rag_search_vs.SearchOptions(query="dance skirt for small girls"))
     rag_model_retriever.run(config, rag_model_retriever.RetrieverOptions())
-    rag, tuned_rag = (artifacts.read_json(config.run_dir / name) for name in rag_model_retriever.ANSWERS.values())
+    rag, tuned_rag = (
+        files.read_json(config.run_dir / name) for name in ("rag_answers.json", "rag_finetuned_answers.json")
+    )
     assert tuned_rag["model"] == rag["model"].replace(" +", " + lora_model +")
     held_out = [answer for answer in rag["answers"] if answer["split"] == "test"]
     assert held_out and all(answer["sources"][0]["title"] == answer["title"] for answer in held_out)
@@ -352,13 +353,21 @@ def test_retrieval_and_comparison(config, capsys):
     tuned = replace(config, rag=replace(config.rag, answer_with="finetuned"))
     assert rag_model_retriever.run(tuned, rag_model_retriever.RetrieverOptions(title="Tea")) is None
     page = compare_models.run(config).read_text(encoding="utf-8")
-    comparison = artifacts.read_json(config.run_dir / "comparison.json")
+    comparison = files.read_json(config.run_dir / "comparison.json")
     assert list(comparison["models"]) == ["Foundation", "Fine-tuned", "RAG", "RAG + fine-tuned"]
     assert all(comparison["figures"]["perplexity"].values()) and "Leakage: none" in comparison["notes"][0]
     assert len(comparison["questions"]) == 3 and not re.search(r"""(src|href)=["']?http|url\(["']?http""", page)
     assert (config.run_dir / "comparison.md").read_text(encoding="utf-8").count("\n| ") >= 9
-    merge_and_convert.run(config)
+    gguf_file = merge_and_convert.run(config)
     assert names(config.run_dir) == RUN_FILES
+    for form, model in (("merged", "merged_model"), ("gguf", gguf_file.name)):
+        answered = rag_model_retriever.run(
+            replace(config, rag=replace(config.rag, answer_with=form)), rag_model_retriever.RetrieverOptions()
+        )
+        content = files.read_json(answered)
+        assert answered.name == "rag_finetuned_answers.json" and content["model"].endswith(f"{model} + retrieval")
+        assert [answer["title"] for answer in content["answers"]] == [answer["title"] for answer in rag["answers"]]
+        assert content["answers"][0].keys() >= {"cited", "support", "sources"}
 
     other = replace(config, questions=replace(config.questions, held_out=1))
     foundation_model.run(other)

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 import fine_tuning
 import process_data
 from config import PROJECT_DIR
-from pipeline import processes
-from pipeline.artifacts import UserError
-from pipeline.batching import EVALUATION_TOKENS
-from pipeline.manifests import read_manifest
-from pipeline.training_log import read_log
+from pipeline.models import distributed
+from pipeline.run.errors import UserError
+from pipeline.run.manifests import read_manifest
+from pipeline.run.run_folder import RunFolder
+from pipeline.training.batching import EVALUATION_TOKENS
+from pipeline.training.log import read_log
 
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
 
@@ -34,7 +35,7 @@ def test_weights_are_not_sharded_in_silence_where_there_is_no_gpu(make_config):
     config = make_config()
     with pytest.raises(UserError, match=r"--train\.shard-weights needs several NVIDIA GPUs"):
         fine_tuning.run(replace(config, train=replace(config.train, shard_weights=True)))
-    assert not processes.shards_weights()
+    assert not distributed.shards_weights()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_two_processes_take_the_steps_of_one(make_config, sharding):
         for name in ("loss", "validation_loss"):
             assert one.get(name) == pytest.approx(other.get(name), abs=2e-2)  # sums in another order, in 16 bits
     assert printed[1].count("Written:") == 1 and printed[1].count("Memory:") == 1
-    metrics = read_manifest(config.run_dir, "fine_tuning")["metrics"]
+    metrics = read_manifest(RunFolder.of(config), "fine_tuning")["metrics"]
     assert metrics["steps"] == 6 and metrics["passes"] == 1
     assert metrics["validation_tokens"] > EVALUATION_TOKENS  # each process has a part of them
     assert adapters[0].keys() == adapters[1].keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "datasets", "chromad
          "langchain_huggingface", "langchain_text_splitters", "sentence_transformers", "matplotlib", "xllamacpp", "optuna",
          "sqlalchemy"}  # fmt: skip
 MODULES = sorted([*PROJECT_DIR.glob("*.py"), *(PROJECT_DIR / "pipeline").rglob("*.py")])
-READMES = sorted(PROJECT_DIR.glob("README*.md"))
+PAGES = sorted([*PROJECT_DIR.glob("*.md"), *(PROJECT_DIR / "docs").glob("*.md"), PROJECT_DIR / "data" / "README.md"])
 
 
 def imported(path, top_level_only):
@@ -33,7 +34,12 @@ def imported(path, top_level_only):
                 yield from (f"pipeline.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def module_name(path):
+    """The name of a module without .py, as `pipeline/run/files`."""
+    return path.relative_to(PROJECT_DIR).with_suffix("").as_posix()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_imports_go_from_stages_to_pipeline_to_config(path):
     names = set(imported(path, top_level_only=False))
     first = {name.partition(".")[0] for name in names}
@@ -41,29 +47,31 @@ def test_imports_go_from_stages_to_pipeline_to_config(path):
     if path.name == "config.py":
         assert first <= set(sys.stdlib_module_names)
     if path.name == "run.py":
-        assert first <= set(sys.stdlib_module_names) | {"config"}
-    if path.parent.name == "pipeline" and path.stem != "command_line":
+        assert first <= set(sys.stdlib_module_names) | {"config", "pipeline"}
+    if module_name(path).startswith("pipeline/") and path.stem not in ("command_line", "recipe"):
         source = path.read_text(encoding="utf-8")
         assert "PRESETS" not in source, "values come in as arguments"
 
 
 # These are imported inside functions themselves.
 IMPORTED_LATE = {
-    "attention",
-    "batching",
-    "flat_optimizer",
-    "loss",
-    "trainer",
-    "training_progress",
-    "ask",
-    "compare",
-    "search",
-    "site",
-    "train",
+    "pipeline/training/attention",
+    "pipeline/training/batching",
+    "pipeline/training/flat_optimizer",
+    "pipeline/training/loss",
+    "pipeline/training/session",
+    "pipeline/training/trainer",
+    "pipeline/training/progress",
+    "pipeline/page/site",
+    "pipeline/page/tab",
+    "pipeline/page/tabs/ask",
+    "pipeline/page/tabs/compare",
+    "pipeline/page/tabs/search",
+    "pipeline/page/tabs/train",
 }
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.stem not in IMPORTED_LATE], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in MODULES if module_name(p) not in IMPORTED_LATE], ids=module_name)
 def test_heavy_packages_are_imported_inside_functions(path):
     assert not {name.partition(".")[0] for name in imported(path, top_level_only=True)} & HEAVY
 
@@ -86,21 +94,38 @@ def test_help_answers_without_a_heavy_package(script):
     assert "usage" in done.stdout.lower()
 
 
-def readme_commands():
-    """Every `python …` command line of the READMEs."""
-    for path in READMES:
+def documented_commands():
+    """Every `python …` command line of the documentation."""
+    for path in PAGES:
         for block in re.findall(r"```(?:\w*)\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
             for line in block.splitlines():
                 if line.strip().startswith("python "):
                     yield path.name, line.split("#")[0].strip()
 
 
-def test_there_are_readmes_with_commands():
-    assert {name for name, _ in readme_commands()} == {"README.md", "README.pt-BR.md"}
+@functools.cache
+def help_of(script):
+    """What a script prints for --help."""
+    return subprocess.run(
+        [sys.executable, script, "--help"], cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8"
+    ).stdout
 
 
-@pytest.mark.parametrize(("readme", "command"), sorted(set(readme_commands())))
-def test_every_readme_command_exists(readme, command):
+def test_there_are_pages_with_commands():
+    names = {name for name, _ in documented_commands()}
+    assert names >= {
+        "README.md",
+        "README.pt-BR.md",
+        "CONTRIBUTING.md",
+        "data.md",
+        "training.md",
+        "retrieval.md",
+        "gguf.md",
+    }
+
+
+@pytest.mark.parametrize(("page", "command"), sorted(set(documented_commands())))
+def test_every_documented_command_exists(page, command):
     import shlex
 
     _, script, *arguments = shlex.split(command)
@@ -109,9 +134,7 @@ def test_every_readme_command_exists(readme, command):
         return
     assert (PROJECT_DIR / script).exists(), command
     stage = script.removesuffix(".py")
-    shown = subprocess.run(
-        [sys.executable, script, "--help"], cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8"
-    ).stdout
+    shown = help_of(script)
     for argument in arguments:
         option = argument.partition("=")[0]
         if not option.startswith("--"):

@@ -75,9 +75,9 @@ def build_llama(folder: Path, **shape: float) -> None:
     """Llama with a byte-level BPE tokenizer and no chat template, as a base model has none."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from pipeline import bundled_models
+    from pipeline.models import bundled
 
-    tokenizer = AutoTokenizer.from_pretrained(bundled_models.resolve("bundled/SmolLM2-135M-Instruct"))
+    tokenizer = AutoTokenizer.from_pretrained(bundled.resolve("bundled/SmolLM2-135M-Instruct"))
     tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
     LlamaForCausalLM(

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from config import Condition, Config, GenerationConfig, RagConfig
-from pipeline import artifacts, citations, generation, manifests, rag_prompt, records, retrieval
-from pipeline.artifacts import StageNeeded, UserError
-from pipeline.language_model import LanguageModel
-from pipeline.page.models import Loaded, ModelName, Models, load_models
+from config import Condition, Config, GenerationConfig, RagConfig, StageName
+from pipeline.data import records
+from pipeline.models.answerer import AnsweringModel, Form
+from pipeline.page.models import Loaded, Models
 from pipeline.page.worker import Worker
-from pipeline.prompts import PromptFormat
-from pipeline.retrieval import Hit, Retriever
+from pipeline.rag import citations, context, retrieval
+from pipeline.rag.retrieval import Hit, Retriever
+from pipeline.run import manifests
+from pipeline.run.errors import UserError
+from pipeline.run.run_folder import ADAPTER, PROCESSED, WORDS, RunFolder, StageNeeded
 
 Kind = Literal["foundation", "finetuned", "rag"]
 KINDS: tuple[Kind, ...] = ("foundation", "finetuned", "rag")
-STAGE_OF: dict[Kind, str] = {"foundation": "process_data", "finetuned": "fine_tuning", "rag": "rag_indexing"}
+WITHOUT_RECORDS: tuple[Literal["foundation", "finetuned"], ...] = ("foundation", "finetuned")
+"""Forms of the model that are kinds of answers themselves."""
+STAGE_OF: dict[Kind, StageName] = {"foundation": "process_data", "finetuned": "fine_tuning", "rag": "rag_indexing"}
 MOST_NEW_TOKENS = 1024
 
 
@@ -44,20 +48,21 @@ class Assistant:
         """Prepare for a run; nothing is loaded before it is wanted."""
         self.config = config
         self.models, self.index = Worker(), Worker()
-        paths = {stage: manifests.manifest_path(config.run_dir, stage) for stage in STAGE_OF.values()}
+        self.run_folder = RunFolder.of(config)
+        paths = {stage: self.run_folder.manifest_path(stage) for stage in STAGE_OF.values()}
         data = paths["process_data"]
         # Opening the records reads them whole, to tell whether they are those that stage 1 wrote.
-        self._data = Loaded(lambda: records.open_processed(config.run_dir), [data])
-        self._models = Loaded(self._load_models, [data, paths["fine_tuning"]])
+        self._data = Loaded(lambda: records.open_processed(self.run_folder), [data])
+        self._models = Models(config, self._data.get, config.rag.max_context_tokens + MOST_NEW_TOKENS)
         self._retriever = Loaded(self._open_retriever, [data, paths["rag_indexing"]])
 
     def missing(self, kind: Kind) -> StageNeeded | None:
         """Return the error that names the stage to run before this kind of answer, as far as a glance can tell."""
-        made = {"process_data": "trn_processed.json", "fine_tuning": "lora_model", "rag_indexing": "lexical.sqlite"}
+        made = {"process_data": PROCESSED, "fine_tuning": ADAPTER, "rag_indexing": WORDS}
         try:
             for stage in dict.fromkeys(("process_data", STAGE_OF[kind])):
-                artifacts.require(self.config.run_dir / made[stage], stage)
-                manifests.read_manifest(self.config.run_dir, stage)
+                self.run_folder.require(made[stage])
+                manifests.read_manifest(self.run_folder, stage)
         except StageNeeded as error:
             return error
         return None
@@ -79,33 +84,37 @@ class Assistant:
         """Return the k pieces that fit a query best, and the words that it means; to be called in the index's thread."""
         retriever = self._retriever.get()
         cleaned = self._data.get().clean(query)
-        meant = retriever.lexical.meant(cleaned)
+        meant = retriever.lexical.expand_query(cleaned)
         words = {word for words in meant.values() for word in words}
         # A word that stands in every third record marks nothing.
-        return retriever.search(cleaned, k, where), {word for word in words if retriever.lexical.information(word) > 1}
+        return retriever.search(cleaned, k, where), {
+            word for word in words if retriever.lexical.inverse_document_frequency(word) > 1
+        }
 
-    def answers(self, question: str, settings: GenerationConfig, rag: RagConfig) -> Iterator[tuple[Kind, Progress]]:
+    def answers(
+        self, question: str, settings: GenerationConfig, rag: RagConfig
+    ) -> Generator[tuple[Kind, Progress], None, None]:
         """Yield how far each answer is, whenever one gets further; to be called in the thread of the models."""
         title = self._data.get().clean(question)
-        if not (self._models.is_current and self._retriever.is_current):
+        if not (self._models.are_current and self._retriever.is_current):
             yield from ((kind, Progress("loading")) for kind in KINDS)
-        models = self._models.get()
+        self._models.get("foundation")
         found = self._retrieved(title, rag)
-        for kind in ("foundation", "finetuned"):
-            yield kind, Progress("waiting")
+        for form in WITHOUT_RECORDS:
+            yield form, Progress("waiting")
         yield "rag", found
-        for kind in ("foundation", "finetuned"):
-            yield from ((kind, progress) for progress in self._answer(models, kind, title, settings))
+        for form in WITHOUT_RECORDS:
+            yield from ((form, progress) for progress in self._answer(form, title, settings))
         if found.state == "waiting":
-            answered = self._answer_with_records(models, title, found, settings, rag)
+            answered = self._answer_with_records(title, found, settings, rag)
             yield from (("rag", progress) for progress in answered)
 
-    def _answer(self, models: Models, name: ModelName, title: str, settings: GenerationConfig) -> Iterator[Progress]:
+    def _answer(self, form: Form, title: str, settings: GenerationConfig) -> Iterator[Progress]:
         started = time.perf_counter()
         try:
-            with models.use(name) as (model, prompt_format):
-                prompt = prompt_format.prompt(title)
-                yield from _written(model, prompt_format, prompt, settings, Progress("writing"), started)
+            model = self._models.get(form)
+            prompt = model.prompt_format.prompt(title)
+            yield from _written(model, prompt, settings, Progress("writing"), started)
         except UserError as error:
             yield Progress("failed", problem=error)
 
@@ -123,40 +132,33 @@ class Assistant:
         return Progress("waiting", "", seconds, tuple(hits))
 
     def _answer_with_records(
-        self, models: Models, title: str, found: Progress, settings: GenerationConfig, rag: RagConfig
+        self, title: str, found: Progress, settings: GenerationConfig, rag: RagConfig
     ) -> Iterator[Progress]:
-        started = time.perf_counter() - found.seconds
+        started, hits = time.perf_counter() - (found.seconds or 0), found.sources or ()
         try:
-            # One column is RAG's: the base model writes in it unless the fine-tuned one is wanted.
-            name: ModelName = "finetuned" if rag.answer_with == "finetuned" else "foundation"
-            with models.use(name) as (model, prompt_format):
-                prompt, used = rag_prompt.prompt_with_context(
-                    prompt_format, model, title, list(found.sources), rag.max_context_tokens
-                )
-                begun = replace(found, state="writing", sources=tuple(used))
-                for progress in _written(model, prompt_format, prompt, settings, begun, started):
-                    if progress.state != "done":
-                        yield progress
+            # One column is RAG's: the base model writes in it unless another is wanted.
+            model = self._models.get("foundation" if rag.answer_with == "auto" else rag.answer_with)
+            prompt, used = context.prompt_with_records(model, title, hits, rag.max_context_tokens)
+            begun = replace(found, state="writing", sources=tuple(used))
+            for progress in _written(model, prompt, settings, begun, started):
+                if progress.state != "done":
+                    yield progress
             yield replace(progress, text=self._cited(progress))
         except UserError as error:
             yield Progress("failed", problem=error)
 
     def _cited(self, progress: Progress) -> str:
-        retriever = self._retriever.get
-        return self.index.submit(lambda: citations.cite(progress.text, progress.sources, retriever().lexical)).result()
-
-    def _load_models(self) -> Models:
-        return load_models(self.config, self._data.get(), self.config.rag.max_context_tokens + MOST_NEW_TOKENS)
+        retriever, hits = self._retriever.get, progress.sources or ()
+        return self.index.submit(lambda: citations.cite(progress.text, hits, retriever().lexical)).result()
 
     def _open_retriever(self) -> Retriever:
         data = self._data.get()
-        manifests.require_current(self.config.run_dir, "rag_indexing", data.path)
-        return retrieval.open_retriever(self.config.run_dir, self.config.rag)
+        manifests.require_current(self.run_folder, "rag_indexing", data.path)
+        return retrieval.open_retriever(self.run_folder, self.config.rag)
 
 
 def _written(
-    model: LanguageModel,
-    prompt_format: PromptFormat,
+    model: AnsweringModel,
     prompt: str,
     settings: GenerationConfig,
     progress: Progress,
@@ -165,7 +167,7 @@ def _written(
     """Yield the progress of an answer while it is written, at last with the state done."""
     yield progress
     text = ""
-    with contextlib.closing(generation.stream(model, prompt_format, prompt, settings)) as pieces:
+    with contextlib.closing(model.stream(prompt, settings)) as pieces:
         for piece in pieces:
             text += piece
             yield replace(progress, text=text.strip(), seconds=time.perf_counter() - started)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import gc
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 from config import Config
-from pipeline import language_model, memory, prompts
-from pipeline.artifacts import UserError
-from pipeline.language_model import LanguageModel
-from pipeline.prompts import PromptFormat
-from pipeline.records import ProcessedData
-from pipeline.trained_models import adapter_folder, trained_precision
+from pipeline.data.records import ProcessedData
+from pipeline.models.answerer import AnsweringModel, Form, find_form, open_models
+from pipeline.run.errors import UserError
+from pipeline.run.run_folder import RunFolder
 
 Made = TypeVar("Made")
-ModelName = Literal["foundation", "finetuned"]
+STAGE_5: tuple[Form, ...] = ("merged", "gguf")
 _LOADING = threading.RLock()  # libraries are not imported by two threads at once without harm
 
 
@@ -35,65 +32,70 @@ class Loaded(Generic[Made]):
     def _stamps(self) -> list[int]:
         return [path.stat().st_mtime_ns if path.exists() else 0 for path in self._manifests]
 
+    def _current(self) -> Made | None:
+        return self._made if self._seen == self._stamps() else None
+
     @property
     def is_current(self) -> bool:
         """Tell whether it is there, so that get() takes no time."""
-        return self._made is not None and self._seen == self._stamps()
+        return self._current() is not None
 
     def get(self) -> Made:
         """Return it, loaded if need be."""
-        made = self._made
-        if made is not None and self.is_current:
-            return made
-        with _LOADING:
-            if not self.is_current:
-                # First the old one goes: memory need not hold two.
-                self._made = None
-                gc.collect()
-                stamps = self._stamps()
-                self._made, self._seen = self._load(), stamps
-        return self._made
+        made = self._current()
+        if made is None:
+            with _LOADING:
+                made = self._current()
+                if made is None:
+                    # First the old one goes: memory need not hold two.
+                    self._made = None
+                    gc.collect()
+                    stamps = self._stamps()
+                    made = self._load()
+                    self._made, self._seen = made, stamps
+        return made
 
 
-@dataclass(frozen=True)
 class Models:
-    """The base model and, on the same weights, the fine-tuned one."""
+    """The models of a run, each loaded when it is first asked."""
 
-    base: LanguageModel
-    base_format: PromptFormat
-    tuned: tuple[LanguageModel, PromptFormat] | UserError
-    """Why there is none, if there is none."""
+    def __init__(self, config: Config, data: Callable[[], ProcessedData], max_length: int) -> None:
+        """Prepare to load.
 
-    @contextlib.contextmanager
-    def use(self, name: ModelName) -> Iterator[tuple[LanguageModel, PromptFormat]]:
-        """Switch the adapter on or off, and yield the model with the prompt format that belongs to it."""
-        if isinstance(self.tuned, UserError):
-            if name == "finetuned":
-                raise self.tuned
-            yield self.base, self.base_format
-        elif name == "finetuned":
-            yield self.tuned
-        else:
-            with self.tuned[0].model.disable_adapter():
-                yield self.base, self.base_format
+        Args:
+            config: of the run.
+            data: returns the records that the models must have been trained on.
+            max_length: tokens of prompt and answer together, at most.
+        """
+        self._config, self._data, self._max_length = config, data, max_length
+        run = RunFolder.of(config)
+        records, trained = run.manifest_path("process_data"), run.manifest_path("fine_tuning")
+        merged = run.manifest_path("merge_and_convert")
+        self._on_one_base = Loaded(self._load_base_and_adapter, [records, trained])
+        self._of_stage_5 = {
+            form: Loaded(functools.partial(self._open, form), [records, trained, merged]) for form in STAGE_5
+        }
 
+    @property
+    def are_current(self) -> bool:
+        """Tell whether the base model need not be loaded first."""
+        return self._on_one_base.is_current
 
-def load_models(config: Config, data: ProcessedData, max_length: int) -> Models:
-    """Load the base model and, where stage 3 has made one for it, the adapter.
+    def get(self, form: Form) -> AnsweringModel:
+        """Return a model, loaded if need be; a UserError if there is none."""
+        if form in STAGE_5:
+            return self._of_stage_5[form].get()[form]
+        models, problem = self._on_one_base.get()
+        if form not in models and problem is not None:
+            raise problem
+        return models[form]
 
-    Args:
-        config: of the run.
-        data: which the adapter must have been trained on.
-        max_length: tokens of prompt and answer together, at most.
-    """
-    try:
-        adapter: Path | UserError = adapter_folder(config.run_dir, config.model.name, data.path)
-        precision = trained_precision(config.run_dir, config.model)
-    except UserError as error:
-        adapter, precision = error, memory.precision_to_answer(config.model)
-    base = language_model.load_base(config.model, precision, max_length)
-    base_format = prompts.make_prompt_format(config.prompt, base.tokenizer)
-    if isinstance(adapter, UserError):
-        return Models(base, base_format, adapter)
-    tuned = language_model.load_adapter(base, adapter)
-    return Models(base, base_format, (tuned, prompts.load_prompt_format(adapter)))
+    def _load_base_and_adapter(self) -> tuple[dict[Form, AnsweringModel], UserError | None]:
+        try:
+            find_form(self._config, "finetuned", self._data().path)
+        except UserError as error:
+            return self._open("foundation"), error
+        return self._open("foundation", "finetuned"), None
+
+    def _open(self, *forms: Form) -> dict[Form, AnsweringModel]:
+        return open_models(self._config, forms, self._data().path, self._max_length)

@@ -19,16 +19,14 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from config import Config
-from pipeline import artifacts, manifests
-from pipeline.artifacts import UserError
-from pipeline.bundled_models import PREFIX
-from pipeline.page import views
-from pipeline.page.ask import AskTab
+from pipeline.models.bundled import PREFIX
+from pipeline.page import texts, views
 from pipeline.page.assistant import Assistant
-from pipeline.page.compare import CompareTab
-from pipeline.page.search import SearchTab
+from pipeline.page.tabs import all_tabs
 from pipeline.page.texts import LANGUAGES, language_of
-from pipeline.page.train import TrainTab
+from pipeline.run import files
+from pipeline.run.errors import UserError
+from pipeline.run.run_folder import RunFolder
 
 PASSWORD_VARIABLE = "APP_PASSWORD"
 FEWEST_PASSWORD_CHARS = 12
@@ -64,32 +62,36 @@ class SecurityHeaders:
 def build(assistant: Assistant) -> tuple[gr.Blocks, gr.I18n]:
     """Return the page of a run, and its texts."""
     config = assistant.config
-    i18n = gr.I18n(**{language: vars(texts) for language, texts in LANGUAGES.items()})
-    with gr.Blocks(title=f"{config.preset} · {LANGUAGES['en'].title}", analytics_enabled=False) as page:
+    kinds = all_tabs()
+    for kind in kinds:
+        texts.add(kind.texts)
+    i18n = gr.I18n(**{language: vars(said) for language, said in LANGUAGES.items()})
+    with gr.Blocks(title=f"{config.name} · {LANGUAGES['en'].title}", analytics_enabled=False) as page:
         header = gr.HTML()
-        with gr.Tab(i18n("ask"), id="ask") as ask_tab:
-            ask = AskTab(assistant, i18n)
-        with gr.Tab(i18n("search"), id="search") as search_tab:
-            SearchTab(assistant, i18n, search_tab)
-        with gr.Tab(i18n("compare"), id="compare") as compare_tab:
-            CompareTab(config, compare_tab)
-        with gr.Tab(i18n("train"), id="train") as train_tab:
-            TrainTab(config, train_tab, [ask_tab, search_tab, compare_tab])
+        blocks, tabs = [], []
+        for kind in kinds:
+            with gr.Tab(i18n(kind.name), id=kind.name) as block:
+                tabs.append(kind(assistant, i18n, block))
+            blocks.append(block)
+        for tab, own in zip(tabs, blocks, strict=True):
+            tab.know_others([block for block in blocks if block is not own])
 
         def show(request: gr.Request) -> list[Any]:
-            return [header_html(config, language_of(request.headers)), *ask.show(request)]
+            filled = [value for tab in tabs for value in tab.load(request)]
+            return [header_html(config, language_of(request.headers)), *filled]
 
         quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        page.load(show, None, [header, *ask.shown], **quiet)
+        shown = [component for tab in tabs for component in tab.filled_on_load]
+        page.load(show, None, [header, *shown], **quiet)
     return page, i18n
 
 
 def header_html(config: Config, language: str) -> str:
     """Return the head of the page: which preset, which model, how many records."""
-    path = manifests.manifest_path(config.run_dir, "process_data")
-    count = artifacts.read_json(path)["metrics"]["records_written"] if path.exists() else None
+    path = RunFolder.of(config).manifest_path("process_data")
+    count = files.read_json(path)["metrics"]["records_written"] if path.exists() else None
     return views.render(
-        "header", language, preset=config.preset, model=config.model.name.removeprefix(PREFIX), records=count
+        "header", language, run=config.name, model=config.model.name.removeprefix(PREFIX), records=count
     )
 
 
@@ -144,7 +146,7 @@ def launch(assistant: Assistant, host: str, port: int | None, open_browser: bool
             server_port=port,
             inbrowser=open_browser,
             auth=None if password is None else lambda _, typed: hmac.compare_digest(typed.encode(), password.encode()),
-            auth_message="<br>".join(texts.password_hint for texts in LANGUAGES.values()),
+            auth_message="<br>".join(said.password_hint for said in LANGUAGES.values()),
             prevent_thread_lock=True,
             quiet=True,
             share=False,

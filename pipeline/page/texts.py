@@ -1,4 +1,4 @@
-"""What the page says, in English and in Portuguese."""
+"""What the page says, in English and in Portuguese; what one tab alone says is in its module."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ from types import SimpleNamespace
 # Name: (English, Portuguese).
 TEXTS = {
     "title": ("Your models", "Seus modelos"),
-    "preset": ("preset", "preset"),
+    "run": ("run", "execução"),
     "records": ("records", "registros"),
-    "ask": ("Ask", "Perguntar"),
-    "search": ("Search", "Buscar"),
-    "compare": ("Compare", "Comparar"),
-    "train": ("Train", "Treino"),
     # Ask
     "question": ("Title or question", "Título ou pergunta"),
     "question_hint": ("Type it and press Enter", "Digite e tecle Enter"),
@@ -21,6 +17,8 @@ TEXTS = {
     "stop": ("Stop", "Parar"),
     "foundation": ("Foundation", "Modelo base"),
     "finetuned": ("Fine-tuned", "Fine-tuning"),
+    "merged": ("Merged", "Mesclado"),
+    "gguf": ("GGUF", "GGUF"),
     "rag": ("RAG", "RAG"),
     "about_foundation": ("What the base model knows by itself.", "O que o modelo base sabe por si só."),
     "about_finetuned": (
@@ -76,57 +74,20 @@ TEXTS = {
     "no_index": ("The records are not indexed yet", "Os registros ainda não foram indexados"),
     "no_comparison": ("There is no comparison yet", "Ainda não há comparação"),
     "no_training": ("No training has begun yet", "Nenhum treino começou ainda"),
-    # Search
-    "query": ("What are you looking for?", "O que você procura?"),
-    "query_hint": (
-        "Results appear as you type: by meaning, by words and by title",
-        "Os resultados aparecem enquanto você digita: por significado, palavras e título",
-    ),
-    "results": ("Results, at most", "Resultados, no máximo"),
-    "least_score": ("Score, at least", "Pontuação, no mínimo"),
-    "filters": ("Filters", "Filtros"),
-    "filters_hint": (
-        "Choose or type conditions, such as {0}; a record must meet all of them",
-        "Escolha ou digite condições, como {0}; um registro deve atender a todas",
-    ),
-    "no_filter": (
-        "{0} is no filter. Filters are such as brand=Sansha, brand!=Sansha or price<=20.",
-        "{0} não é um filtro. Filtros são como brand=Sansha, brand!=Sansha ou price<=20.",
-    ),
-    "opening": ("Opening the index …", "Abrindo o índice …"),
-    "found": ("Results: {0}", "Resultados: {0}"),
-    "nothing_found": (
-        "Nothing fits. Try other words, a lower score or fewer filters.",
-        "Nada combina. Tente outras palavras, uma pontuação menor ou menos filtros.",
-    ),
-    "type_to_search": ("Type a few words of what you are looking for.", "Digite algumas palavras do que você procura."),
-    # Train
-    "step": ("Step", "Passo"),
-    "of_steps": ("{0} of {1}", "{0} de {1}"),
-    "training_loss": ("Training loss", "Loss de treino"),
-    "running_mean": ("Training loss, running mean", "Loss de treino, média móvel"),
-    "validation_loss": ("Validation loss", "Loss de validação"),
-    "perplexity": ("Perplexity", "Perplexidade"),
-    "learning_rate": ("Learning rate", "Taxa de aprendizado"),
-    "speed": ("Tokens per second", "Tokens por segundo"),
-    "optimizer_step": ("optimizer step", "passo do otimizador"),
-    "loss": ("loss per token (nats)", "loss por token (nats)"),
-    "running": ("Training in progress", "Treino em andamento"),
-    "finished": ("Training finished", "Treino terminado"),
-    "left": ("about {0} min left", "faltam cerca de {0} min"),
-    "at_start": ("{0} at the start", "{0} no início"),
-    "last_line": ("last written {0}", "última escrita {0}"),
-    "interrupted": (
-        "Nothing has been written for {0} minutes. If the training was interrupted, go on with:",
-        "Nada foi escrito há {0} minutos. Se o treino foi interrompido, continue com:",
-    ),
     # What is asked before the page opens
     "password_hint": ("Any name, and the password of this page", "Qualquer nome e a senha desta página"),
 }
-LANGUAGES = {
-    language: SimpleNamespace(**{name: texts[position] for name, texts in TEXTS.items()})
-    for position, language in enumerate(("en", "pt"))
-}
+LANGUAGES = {"en": SimpleNamespace(), "pt": SimpleNamespace()}
+
+
+def add(texts: Mapping[str, tuple[str, str]]) -> None:
+    """Let the page say more."""
+    for name, (english, portuguese) in texts.items():
+        setattr(LANGUAGES["en"], name, english)
+        setattr(LANGUAGES["pt"], name, portuguese)
+
+
+add(TEXTS)
 
 
 def language_of(headers: Mapping[str, str]) -> str:

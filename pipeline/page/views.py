@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import STAGES, Config
-from pipeline.artifacts import StageNeeded, command
-from pipeline.command_line import next_command
-from pipeline.lexical import words_of
-from pipeline.metadata import shown
+from pipeline.data.metadata import value_text
 from pipeline.page.texts import LANGUAGES
+from pipeline.rag.lexical import words_of
+from pipeline.run.run_folder import RunFolder, StageNeeded
 
 if TYPE_CHECKING:
     import jinja2
 
+MOST_CHARS = 2000  # of a question or a query
 _CITATION = re.compile(r" ?\[(\d+)\]")
 _WORD = re.compile(r"[^\W_]+")
 
@@ -33,7 +33,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, marked=marked, cited=cited, shown=shown)
+    environment.filters.update(number=number, marked=marked, cited=cited, shown=value_text)
     return environment
 
 
@@ -63,14 +63,14 @@ def needed(error: StageNeeded, heading: str, language: str, config: Config) -> s
         heading=heading,
         again=error.again,
         position=position,
-        command=next_command(error.stage, config),
+        command=error.command,
         from_here=run_command(position, config),
     )
 
 
 def run_command(first: int, config: Config) -> str:
     """Return the command that runs all stages from one on."""
-    parts = command("run", config.run_dir)
+    parts = RunFolder.of(config).command("run")
     return f"{parts} --from {first}" if first > 1 else parts
 
 
@@ -95,3 +95,10 @@ def cited(text: str) -> Iterator[tuple[str, str | None]]:
     """Yield the parts of an answer, each with the number that is cited after it."""
     parts = _CITATION.split(text)
     yield from zip(parts[::2], [*parts[1::2], None], strict=True)
+
+
+def too_long(text: str, language: str) -> str | None:
+    """Return that a text is too long, or None."""
+    if len(text) <= MOST_CHARS:
+        return None
+    return LANGUAGES[language].too_long.format(*(number(n, 0, language) for n in (len(text), MOST_CHARS)))

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -49,7 +49,7 @@ class Worker:
         self._jobs.put(job)
         return future
 
-    def stream(self, make: Callable[[], Iterator[Item]]) -> Stream[Item]:
+    def stream(self, make: Callable[[], Generator[Item, None, None]]) -> Stream[Item]:
         """Make an iterator in the thread and return a stream of its items; to be called in an event loop."""
         stream = Stream(make)
         self._line.append(stream)
@@ -71,7 +71,7 @@ class Worker:
 class Stream(Generic[Item]):
     """The items of an iterator that runs in another thread, and Ahead whenever the line before it changes."""
 
-    def __init__(self, make: Callable[[], Iterator[Item]]) -> None:
+    def __init__(self, make: Callable[[], Generator[Item, None, None]]) -> None:
         """Remember how the iterator is made, and the event loop that reads its items."""
         self._make = make
         self._loop = asyncio.get_running_loop()

@@ -51,9 +51,9 @@ def check_of(target: str, folder: Path) -> Callable[[bytes], None]:
     from tiny_models import save_phi3_tokenizer
     from transformers import AutoTokenizer
 
-    from pipeline import bundled_models, language_model
+    from pipeline.models import bundled, loading
 
-    smollm2 = language_model.load_tokenizer(bundled_models.resolve("bundled/SmolLM2-135M-Instruct"))
+    smollm2 = loading.load_tokenizer(bundled.resolve("bundled/SmolLM2-135M-Instruct"))
     save_phi3_tokenizer(folder)
     return hostile.renders(hostile.tokenizers(smollm2, AutoTokenizer.from_pretrained(folder)))
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from config import DataConfig, PromptConfig
-from pipeline import readers
-from pipeline.artifacts import UserError
-from pipeline.block_cleaning import clean_block
-from pipeline.cleaning import CLEANERS, clean, normalise_title
-from pipeline.lexical import words_of
-from pipeline.metadata import kept, terms
-from pipeline.prompts import PromptFormat, make_prompt_format, prompt_ids, training_examples
+from pipeline.data import readers
+from pipeline.data.block_cleaning import clean_block
+from pipeline.data.cleaning import CLEANERS, clean, normalise_title
+from pipeline.data.metadata import clean_value, comparable_values
+from pipeline.models.prompts import PromptFormat, make_prompt_format, prompt_ids, training_examples
+from pipeline.rag.lexical import words_of
+from pipeline.run.errors import UserError
 
 Check = Callable[[bytes], None]
 FORMS = ("x.jsonl", "x.json", "x.csv", "x.tsv", "x.jsonl.gz", "x.json.gz", "x.csv.gz", "cut.jsonl.gz")
@@ -75,9 +75,9 @@ def cleans(data: bytes) -> None:
     cleaned = clean(text)
     assert cleaned == " ".join(cleaned.split())
     cleaned.encode()
-    if (value := kept(text)) is not None:
+    if (value := clean_value(text)) is not None:
         json.dumps(value).encode()
-        terms(value)
+        comparable_values(value)
 
 
 def renders(tokenizers: list) -> Check:

@@ -45,7 +45,7 @@ TRAINING = [
 ]  # fmt: skip
 IGNORED = 3.0  # seconds to the end after which Ctrl-C was not heard
 # Stores after each batch, so that there is something to interrupt.
-STORE_OFTEN = "import pipeline.indexing; pipeline.indexing.SECONDS_BETWEEN_ADDS = 0; "
+STORE_OFTEN = "import pipeline.rag.indexing; pipeline.rag.indexing.SECONDS_BETWEEN_ADDS = 0; "
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ STAGES = {
     "rag_model_retriever": Stage("rag_indexing", [*MODEL, "--prompt.format", "alpaca", *ANSWERS, *EMBEDDINGS]),
     "compare_models": Stage("rag_model_retriever", EMBEDDINGS),
     "search_hyperparameters": Stage(
-        "process_data", [*MODEL, *ADAPTER, *STEPS, "--search.trials", "2", "--search.ranks", "4", "8"]
+        "process_data", [*MODEL, *ADAPTER, *STEPS, "--study.trials", "2", "--study.ranks", "4", "8"]
     ),
 }
 
@@ -124,7 +124,7 @@ def build_inputs(work: Path) -> None:
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import AutoTokenizer, BertConfig, BertModel
 
-    from pipeline import bundled_models
+    from pipeline.models import bundled
 
     work.mkdir(parents=True, exist_ok=True)
     records = [json.loads(line) for line in sample_lines() if line.endswith("}")] * 6
@@ -134,7 +134,7 @@ def build_inputs(work: Path) -> None:
     (work / "raw.jsonl").write_text(lines + "{damaged\n", encoding="utf-8")
     torch.manual_seed(7)
     build_llama(work / "model")
-    tokenizer = AutoTokenizer.from_pretrained(bundled_models.resolve("bundled/all-MiniLM-L6-v2"))
+    tokenizer = AutoTokenizer.from_pretrained(bundled.resolve("bundled/all-MiniLM-L6-v2"))
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     bert = work / "bert"
     BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(bert)

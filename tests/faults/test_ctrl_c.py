@@ -50,7 +50,7 @@ def interrupted_at_import(module: str, script: str, *options: str) -> None:
 
 @pytest.mark.parametrize("script", SECTIONS)
 def test_while_a_stage_imports(script, tmp_path):
-    interrupted_at_import("pipeline.artifacts", script, "--output-dir", str(tmp_path))
+    interrupted_at_import("pipeline.run.files", script, "--output-dir", str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -129,7 +129,7 @@ def test_while_processes_clean(delay, tmp_path, large_input):
     command = [sys.executable, "process_data.py", "--output-dir", str(tmp_path), "--data.input", str(large_input)]
     status, errors = interrupt_group([*command, "--data.processes", "2"], has_workers, delay)
     assert_one_sentence(status, errors, "process_data")
-    assert [path.suffix for path in tmp_path.glob("demo/**/*") if path.is_file()] == [".lock"]
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
 
 
 def test_run_py_waits_for_its_stage(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import bundled_models
+from pipeline.models import bundled
 
 DAMAGES = ("missing", "half", "empty", "garbage", "other JSON", "other kind")
 # What each stage reads, and the stage that makes it. A folder stands for what its files are to its reader.
@@ -124,7 +124,9 @@ def test_a_graph_of_the_index_of_which_chroma_itself_would_not_notice(graph, fil
     for stage, options in (("rag_search_vs", ()), ("rag_model_retriever", ()), ("rag_indexing", MANY_PIECES)):
         sentence = graph.stage(stage, *options).sentence
         assert f"{graph.path / 'chroma'} has lost a part" in sentence
-        assert f"Delete it and run `python rag_indexing.py --output-dir {graph.folder}`" in sentence
+        assert (
+            f"Delete it and run `python rag_indexing.py --output-dir {graph.folder} --rag.chunk-tokens 20" in sentence
+        )
 
 
 def test_an_index_that_was_deleted_as_advised_is_made_again(graph):
@@ -203,7 +205,7 @@ def test_a_base_model_that_is_damaged(run, tmp_path, file, damage):
     ("file", "damage"), model_damages({"modules.json": ("missing",), "tokenizer.json": ("missing", "other kind")})
 )
 def test_an_embedding_model_that_is_damaged(run, tmp_path, file, damage):
-    shutil.copytree(bundled_models.resolve("bundled/all-MiniLM-L6-v2"), tmp_path / "model")
+    shutil.copytree(bundled.resolve("bundled/all-MiniLM-L6-v2"), tmp_path / "model")
     harm(tmp_path / "model" / file, damage)
     without_index = run.copy(tmp_path / "copy", "trn_processed.json")
     sentence = without_index.stage("rag_indexing", "--rag.embedding-model", str(tmp_path / "model")).sentence

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from config import PROJECT_DIR
-from pipeline.artifacts import file_hash
+from pipeline.run.files import file_hash
 
 MIB = 2**20
 

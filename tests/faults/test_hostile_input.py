@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from config import PROJECT_DIR, DataConfig
-from pipeline import chunking, readers
-from pipeline.artifacts import UserError
-from pipeline.block_cleaning import clean_block
-from pipeline.cleaning import clean, list_items, normalise_title
-from pipeline.lexical import words_of
-from pipeline.rows import MAX_LINE_BYTES
+from pipeline.data import readers
+from pipeline.data.block_cleaning import clean_block
+from pipeline.data.cleaning import clean, list_items, normalise_title
+from pipeline.data.formats import MAX_LINE_BYTES
+from pipeline.rag import chunking
+from pipeline.rag.lexical import words_of
+from pipeline.run.errors import UserError
 
 MIB = 1 << 20
 GOOD = b'{"title":"t","content":"c"}'
@@ -88,10 +89,10 @@ def test_a_control_token_that_overlaps_itself_is_written_apart(smollm2_tokenizer
     from dataclasses import replace
 
     from config import PromptConfig
-    from pipeline.prompts import make_prompt_format
+    from pipeline.models.prompts import make_prompt_format
 
     prompt_format = replace(make_prompt_format(PromptConfig(), smollm2_tokenizer), control_tokens=("<><", "aa"))
-    assert prompt_format.neutral("<><>< aaaa") == "< >< >< a a a a"
+    assert prompt_format.neutralise("<><>< aaaa") == "< >< >< a a a a"
 
 
 def read(path, content):
@@ -105,7 +106,7 @@ def peak_of_reading(path) -> tuple[int, str]:
     """Read and clean a file in a process of its own; return its peak memory in MiB and what it says."""
     code = (
         "import re, resource, sys; from pathlib import Path; from config import DataConfig\n"
-        "from pipeline import readers; from pipeline.artifacts import UserError; from pipeline.block_cleaning import clean_block\n"
+        "from pipeline.data import readers; from pipeline.run.errors import UserError; from pipeline.data.block_cleaning import clean_block\n"
         "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
         "try:\n"
         "    for block in readers.blocks(Path(sys.argv[1]), 'title', 'content'):\n"
@@ -258,6 +259,6 @@ def test_a_list_of_millions_takes_no_memory_for_a_syntax_tree(tmp_path):
 def test_a_title_longer_than_a_piece_leaves_room_for_the_content(embeddings, title):
     content = "Some content. " * 100
     for tokens in (16, 256):
-        [pieces] = chunking.chunks([(title, content)], chunking.ChunkSize(tokens, 0), embeddings)
+        [pieces] = chunking.chunk_records([(title, content)], chunking.ChunkSize(tokens, 0), embeddings)
         assert max(len(piece.tokens) for piece in pieces) <= tokens
         assert "".join("".join(piece.text for piece in pieces).split()) == "".join(content.split())

@@ -20,8 +20,12 @@ from outputs import files, incomplete, result
 
 import process_data
 from config import PRESETS, PROJECT_DIR, DataConfig
-from pipeline import artifacts, checkpoints, records, training_log
-from pipeline.artifacts import UserError
+from pipeline.data import records
+from pipeline.run.errors import UserError
+from pipeline.run.files import atomic_path, write_json
+from pipeline.run.run_folder import RunFolder
+from pipeline.training import checkpoints
+from pipeline.training import log as training_log
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is of POSIX")
 
@@ -70,7 +74,7 @@ def test_cleaning(tmp_path):
     read = {}
     for config in (old, new):
         process_data.run(config)
-        processed = records.open_processed(config.run_dir)
+        processed = records.open_processed(RunFolder.of(config))
         read[processed.title_key] = (processed.test_fraction, list(processed))
     outputs = replace(new, output_dir=tmp_path / "outputs")
     run_dir = outputs.run_dir
@@ -87,7 +91,7 @@ def test_cleaning(tmp_path):
     for _ in killed(outputs.output_dir, prepare, code):
         assert incomplete(run_dir, {}) == []
         try:
-            processed = records.open_processed(run_dir)
+            processed = records.open_processed(RunFolder(run_dir))
             assert read[processed.title_key] == (processed.test_fraction, list(processed))
         except UserError as error:
             assert "has not finished" in str(error)
@@ -114,14 +118,14 @@ def test_a_folder(tmp_path):
         make("old", folder)
 
     code = (
-        "from pipeline import artifacts\nwith artifacts.atomic_path(Path(folder) / 'model') as temporary:\n"
+        "from pipeline.run import files\nwith files.atomic_path(Path(folder) / 'model') as temporary:\n"
         "    temporary.mkdir()\n"
         "    for name in ('config.json', 'weights', 'tokenizer.json'): (temporary / name).write_text('new')"
     )
     for _ in killed(tmp_path, prepare, code):
         left = [path.read_text(encoding="utf-8") for path in folder.iterdir()] if folder.exists() else []
         assert left in ([], ["old"] * 3, ["new"] * 3)
-        with artifacts.atomic_path(folder) as temporary:
+        with atomic_path(folder) as temporary:
             make("newer", temporary)
         assert [path.read_text(encoding="utf-8") for path in folder.iterdir()] == ["newer"] * 3
         assert temporary_files(tmp_path) == []
@@ -137,9 +141,9 @@ def test_a_training_that_starts_anew(tmp_path):
             checkpoint.mkdir(parents=True)
             for name in ("adapter_model.safetensors", "optimizer.pt", "trainer_state.json"):
                 (checkpoint / name).write_text("{}", encoding="utf-8")
-        artifacts.write_json(tmp_path / checkpoints.SETTINGS_FILE, {"train.seed": 1})
+        write_json(tmp_path / checkpoints.SETTINGS_FILE, {"train.seed": 1})
 
-    code = "from pipeline import checkpoints; checkpoints.start(Path(folder), {'train.seed': 2})"
+    code = "from pipeline.training import checkpoints; checkpoints.start(Path(folder), {'train.seed': 2})"
     refused = 0
     for _ in killed(tmp_path, prepare, code):
         try:
@@ -151,7 +155,7 @@ def test_a_training_that_starts_anew(tmp_path):
 
 
 def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path):
-    artifacts.write_json(tmp_path / checkpoints.SETTINGS_FILE, {})
+    write_json(tmp_path / checkpoints.SETTINGS_FILE, {})
     for step, state in ((2, "{}"), (4, ""), (6, '{"epoch": 1.')):
         checkpoint = tmp_path / f"checkpoint-{step}"
         checkpoint.mkdir()
@@ -171,7 +175,7 @@ def test_the_log_of_a_training_that_goes_on(tmp_path):
         tmp_path.mkdir()
         log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
-    code = "from pipeline import training_log; training_log.start_log(Path(folder) / 'training_log.jsonl', 3)"
+    code = "from pipeline.training import log; log.start_log(Path(folder) / 'training_log.jsonl', 3)"
     for _ in killed(tmp_path, prepare, code):
         assert training_log.read_log(log) in (lines, lines[:4])
         training_log.start_log(log, 3)

@@ -13,8 +13,10 @@ import pytest
 import process_data
 import rag_indexing
 from config import DataConfig
-from pipeline import embedding, generation, language_model, retrieval
-from pipeline.prompts import make_prompt_format
+from pipeline.models import generation, loading
+from pipeline.models.prompts import make_prompt_format
+from pipeline.rag import embedding, retrieval
+from pipeline.run.run_folder import RunFolder
 
 REPETITIONS = 24
 WARM_UP = 8  # repetitions in which libraries fill their caches
@@ -29,7 +31,7 @@ def test_memory_and_open_files_stay_as_they_are(tmp_path, make_config, embedding
     monkeypatch.setattr(embedding, "load_embeddings", lambda config: embeddings)
     source = tmp_path / "raw.jsonl"
     config = replace(make_config("llama"), data=DataConfig(input=source, min_content_chars=1))
-    model = language_model.load_base(config.model, "16bit")
+    model = loading.load_base(config.model, "16bit")
     prompt_format = make_prompt_format(config.prompt, model.tokenizer)
     process = psutil.Process()
     sizes, files = [], []
@@ -39,7 +41,7 @@ def test_memory_and_open_files_stay_as_they_are(tmp_path, make_config, embedding
         source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         process_data.run(config)
         rag_indexing.run(config)
-        retriever = retrieval.open_retriever(config.run_dir, config.rag)
+        retriever = retrieval.open_retriever(RunFolder.of(config), config.rag)
         hits = retriever.search("title 9", config.rag.k)
         assert hits[0].title == "title 9"
         prompts = [prompt_format.prompt(hit.title, prompt_format.source_text(hit.title, hit.text)) for hit in hits]

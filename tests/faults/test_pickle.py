@@ -13,8 +13,11 @@ import torch
 import fine_tuning
 import process_data
 from config import ModelConfig, RagConfig
-from pipeline import checkpoints, embedding, language_model, retrieval, vector_store
-from pipeline.artifacts import UserError
+from pipeline.models import adapter, loading
+from pipeline.rag import embedding, retrieval, vector_store
+from pipeline.run.errors import UserError
+from pipeline.run.run_folder import RunFolder
+from pipeline.training import checkpoints
 
 
 class Code:
@@ -49,15 +52,15 @@ def trained(make_config):
 def test_adapter(trained, proof):
     folder = trained.run_dir / "lora_model"
     weights = folder / "adapter_model.safetensors"
-    base = language_model.load_base(trained.model, "16bit")
+    base = loading.load_base(trained.model, "16bit")
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"adapter_model\.safetensors is missing or damaged .*fine_tuning\.py again"):
-        language_model.load_adapter(base, folder)
+        adapter.load_adapter(base, folder)
     weights.unlink()
     torch.save({"weights": Code(proof)}, folder / "adapter_model.bin")
     with pytest.raises(UserError, match=r"adapter_model\.safetensors is missing or damaged"):
-        language_model.load_adapter(base, folder)
+        adapter.load_adapter(base, folder)
 
 
 def test_checkpoint(trained, proof):
@@ -90,18 +93,20 @@ def test_vector_store(tmp_path, proof):
     import numpy
 
     def search(folder):
-        collection = vector_store.connect(folder, RagConfig()).get_collection("demo", embedding_function=None)
+        collection = vector_store.connect(RunFolder(folder), RagConfig()).get_collection(
+            "demo", embedding_function=None
+        )
         return collection.query(numpy.eye(1, 8), n_results=2)
 
-    client = vector_store.connect(tmp_path / "chroma", RagConfig())
+    client = vector_store.connect(RunFolder(tmp_path / "run"), RagConfig())
     rng = numpy.random.default_rng(7)
     client.create_collection("demo", embedding_function=None).add(
         ids=[str(n) for n in range(1200)], embeddings=rng.normal(size=(1200, 8)).astype("f4")
     )
-    shutil.copytree(tmp_path / "chroma", tmp_path / "copy")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
     (metadata,) = (tmp_path / "copy").rglob("*.pickle")  # Chroma's reader of it knows no code
     metadata.write_bytes(pickle.dumps(Code(proof)))
-    assert search(tmp_path / "chroma")
+    assert search(tmp_path / "run")
     with pytest.raises(chromadb.errors.InternalError):
         search(tmp_path / "copy")
 
@@ -112,14 +117,14 @@ def test_base_model(tiny_model, tmp_path, proof):
     (folder / "model.safetensors").unlink()
     torch.save({"weights": Code(proof)}, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors"):
-        language_model.load_base(ModelConfig(name=str(folder)), "16bit")
+        loading.load_base(ModelConfig(name=str(folder)), "16bit")
 
 
 def test_embedding_model_and_reranker(tmp_path, proof):
-    from pipeline import bundled_models
+    from pipeline.models import bundled
 
     folder = tmp_path / "embedder"
-    shutil.copytree(bundled_models.resolve("bundled/all-MiniLM-L6-v2"), folder)
+    shutil.copytree(bundled.resolve("bundled/all-MiniLM-L6-v2"), folder)
     for weights in folder.glob("*.safetensors"):
         weights.unlink()
     torch.save({"weights": Code(proof)}, folder / "pytorch_model.bin")

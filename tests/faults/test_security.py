@@ -19,8 +19,9 @@ import pytest
 import transformers
 
 from config import PRESETS, PROJECT_DIR, STAGES, LoraConfig, ModelConfig, RagConfig
-from pipeline import bundled_models, embedding, language_model, memory, retrieval
-from pipeline.artifacts import UserError
+from pipeline.models import adapter, bundled, loading, size
+from pipeline.rag import embedding, retrieval
+from pipeline.run.errors import UserError
 
 MODULES = sorted([*PROJECT_DIR.glob("*.py"), *(PROJECT_DIR / "pipeline").rglob("*.py")])
 FORBIDDEN = {
@@ -144,15 +145,15 @@ def loads(load) -> bool:
 
 def test_code_of_a_base_model_is_not_run(model_with_code, known, proof):
     config = ModelConfig(name=str(model_with_code))
-    assert loads(lambda: memory.model_size(config, LoraConfig())) == known
-    assert loads(lambda: language_model.load_base(config, "16bit")) == known
-    assert loads(lambda: language_model.load_for_merging(config)) == known
+    assert loads(lambda: size.model_size(config, LoraConfig())) == known
+    assert loads(lambda: loading.load_base(config, "16bit")) == known
+    assert loads(lambda: loading.load_for_merging(config)) == known
 
 
 def test_code_of_a_tokenizer_is_not_run(model_with_code, tiny_model, known, proof):
     shutil.copyfile(tiny_model("llama") / "config.json", model_with_code / "config.json")
     config = ModelConfig(name=str(model_with_code))
-    assert loads(lambda: language_model.load_base(config, "16bit")) == known
+    assert loads(lambda: loading.load_base(config, "16bit")) == known
 
 
 def test_an_adapter_brings_neither_code_nor_another_base(made, model_with_code, tmp_path, proof):
@@ -165,8 +166,8 @@ def test_an_adapter_brings_neither_code_nor_another_base(made, model_with_code, 
     }
     path.write_text(json.dumps(json.loads(path.read_text()) | planted))
     shutil.copyfile(model_with_code / "planted.py", folder / "planted.py")
-    base = language_model.load_base(ModelConfig(name=str(made.model)), "16bit")
-    tuned = language_model.load_adapter(base, folder)
+    base = loading.load_base(ModelConfig(name=str(made.model)), "16bit")
+    tuned = adapter.load_adapter(base, folder)
     assert tuned.model.get_base_model().config.name_or_path == str(made.model)
 
 
@@ -174,7 +175,7 @@ def test_an_adapter_brings_neither_code_nor_another_base(made, model_with_code, 
 def embedder_with_code(tmp_path, proof):
     """An embedding model whose configuration and modules name code of its own."""
     folder = tmp_path / "embedder"
-    shutil.copytree(bundled_models.resolve("bundled/all-MiniLM-L6-v2"), folder)
+    shutil.copytree(bundled.resolve("bundled/all-MiniLM-L6-v2"), folder)
     return folder
 
 
@@ -221,7 +222,7 @@ def test_records_never_name_files(tmp_path, capsys):
     made = {path for path in tmp_path.rglob("*") if not path.is_relative_to(outputs)}
     assert made - before == {outputs.parent, outputs.parent.parent}
     names = {path.name for path in (outputs / "demo").iterdir()}
-    assert names == {"trn_processed.json", "rejected.jsonl", "manifests", "chroma", "lexical.sqlite"}
+    assert names == {"trn_processed.json", "rejected.jsonl", "manifests", "chroma", "lexical.sqlite", "recipe.toml"}
 
 
 @pytest.mark.parametrize(
@@ -241,9 +242,9 @@ def test_names_that_are_paths_are_refused(run, stage, options, status):
 
 
 def test_llama_cpp_listens_on_this_machine_alone(made):
-    from pipeline.llama_cpp import GgufModel
+    from pipeline.models.llama_cpp import GgufModel
 
-    gguf = GgufModel(made.path / "model-f32.gguf")
+    gguf = GgufModel(made.path / "model-f32.gguf", prompt_format=None)
     try:
         assert gguf.tokenize("a")
         listening = [c for c in psutil.Process().net_connections("inet") if c.status == psutil.CONN_LISTEN]

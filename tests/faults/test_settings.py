@@ -11,7 +11,7 @@ import pytest
 
 import config
 from config import PROJECT_DIR, SECTIONS, Config
-from pipeline import command_line
+from pipeline.run import command_line
 
 # Beyond every range, and no numbers at all.
 ABSURD = ("-1", "-1e-300", "nan", "inf", "-inf", "1e308", "9" * 30, "9" * 400, "9" * 5000, "0x10", "1_0_", "")
@@ -31,6 +31,10 @@ def numbers() -> list[tuple[str, str, str]]:
     return found
 
 
+def range_of(section: str, setting: str) -> config.Range:
+    return config.ranges_of(typing.get_type_hints(Config)[section])[setting]
+
+
 def parse(stage: str, section: str, setting: str, value: str):
     option = f"--{section}.{setting.replace('_', '-')}"
     return getattr(command_line.parse(stage, "", command_line.NoOptions, [f"{option}={value}"])[0], section)
@@ -48,10 +52,9 @@ def refusal(capsys, stage: str, section: str, setting: str, value: str) -> str:
 
 def test_every_number_is_tried_and_has_a_range():
     found = numbers()
-    assert len(found) > 45 and ("search_hyperparameters", "search", "ranks") in found
+    assert len(found) > 45 and ("search_hyperparameters", "study", "ranks") in found
     for _, section, setting in found:
-        prefix = "" if section in ("generation", "answers") else f"{section}."
-        low, high = config._RANGES[prefix + setting]
+        low, high = range_of(section, setting)
         assert 0 <= low < high
 
 
@@ -63,8 +66,7 @@ def test_absurd_values_are_usage_errors(stage, section, setting, capsys):
 
 @pytest.mark.parametrize(("stage", "section", "setting"), numbers(), ids=lambda value: value)
 def test_the_ends_of_a_range_are_taken_and_what_is_beyond_is_not(stage, section, setting, capsys):
-    prefix = "" if section in ("generation", "answers") else f"{section}."
-    low, high = config._RANGES[prefix + setting]
+    low, high = range_of(section, setting)
     whole = float not in typing.get_args(hint := typing.get_type_hints(typing.get_type_hints(Config)[section])[setting])
     whole = whole and hint is not float
     said = refusal(capsys, stage, section, setting, str(int(high) + 1) if whole else str(high * 1.01 + 1e-9))
@@ -75,8 +77,8 @@ def test_the_ends_of_a_range_are_taken_and_what_is_beyond_is_not(stage, section,
         if (section, setting) in {
             ("rag", "chunk_tokens"),
             ("rag", "chunk_overlap_tokens"),
-            ("search", "learning_rate_high"),
-            ("search", "learning_rate_low"),
+            ("study", "learning_rate_high"),
+            ("study", "learning_rate_low"),
         }:
             continue  # each depends on another
         taken = getattr(parse(stage, section, setting, str(int(value) if whole else value)), setting)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
 
-from pipeline import artifacts, bundled_models
+from pipeline.models import bundled
+from pipeline.run import files
 
 FORMS = {"merged": "merged_model", "gguf": "model-f32.gguf"}
 
 
-def run_again(stage, folder):
-    return f"Run `python {stage}.py --output-dir {folder}` again"
+def names_rerun(sentence, stage, folder):
+    """Whether a sentence names the command of a stage on a folder, with the settings that it had there, if any."""
+    return re.search(rf"Run `python {stage}\.py --output-dir {re.escape(str(folder))}( -[^`]*)?` again", sentence)
 
 
 def train_again(run):
@@ -44,7 +47,7 @@ def test_another_adapter_than_the_merged_one(copied):
     for form, name in FORMS.items():
         sentence = copied.stage("ft_test_trained_model", "--model", form).sentence
         assert str(copied.path / name) in sentence and "another adapter" in sentence
-        assert run_again("merge_and_convert", copied.folder) in sentence
+        assert names_rerun(sentence, "merge_and_convert", copied.folder)
         typed = copied.stage("ft_test_trained_model", "--model", form, "--title", "A drum")
         assert typed.sentence == sentence
     assert copied.stage("merge_and_convert").status == 0
@@ -57,22 +60,22 @@ def test_answers_of_an_adapter_that_is_gone(copied):
     sentence = copied.stage("compare_models").sentence
     assert "Fine-tuned and RAG + fine-tuned come from an adapter that has been trained anew since" in sentence
     for stage in ("ft_test_trained_model", "rag_model_retriever"):
-        assert f"`python {stage}.py --output-dir {copied.folder}`" in sentence
+        assert f"`python {stage}.py --output-dir {copied.folder}" in sentence
     # One of the two answered again: now they are of two adapters, and one stage is left to run.
     assert copied.stage("ft_test_trained_model").status == 0
     sentence = copied.stage("compare_models").sentence
-    assert "different adapters" in sentence and run_again("rag_model_retriever", copied.folder) in sentence
+    assert "different adapters" in sentence and names_rerun(sentence, "rag_model_retriever", copied.folder)
     assert "ft_test_trained_model.py" not in sentence
     assert copied.stage("rag_model_retriever").status == 0
     assert copied.stage("compare_models").status == 0
 
 
 def test_another_embedding_model_than_the_index_has(run):
-    another = bundled_models.resolve("bundled/all-MiniLM-L6-v2")
+    another = bundled.resolve("bundled/all-MiniLM-L6-v2")
     for stage in ("rag_search_vs", "rag_model_retriever"):
         sentence = run.stage(stage, "--rag.embedding-model", another).sentence
         assert "chroma was indexed with the embedding model 'bundled/all-MiniLM-L6-v2'" in sentence
-        assert f"run `python rag_indexing.py --output-dir {run.folder}`" in sentence
+        assert f"run `python rag_indexing.py --output-dir {run.folder}" in sentence
 
 
 @pytest.mark.parametrize("stage", ["ft_test_trained_model", "merge_and_convert", "rag_model_retriever"])
@@ -98,7 +101,7 @@ def test_an_adapter_that_was_edited(copied, file):
     for stage in ("ft_test_trained_model", "merge_and_convert", "rag_model_retriever"):
         sentence = copied.stage(stage).sentence
         assert f"{copied.path / 'lora_model'} is not what fine_tuning.py left" in sentence
-        assert run_again("fine_tuning", copied.folder) in sentence
+        assert names_rerun(sentence, "fine_tuning", copied.folder)
 
 
 def test_what_a_file_manager_and_a_model_card_add_is_no_change(copied):
@@ -114,11 +117,11 @@ def test_records_that_were_cleaned_anew(copied):
     for form in ("adapter", "merged", "gguf"):
         sentence = copied.stage("ft_test_trained_model", "--model", form).sentence
         assert "trn_processed.json has changed since fine_tuning.py read it" in sentence
-        assert run_again("fine_tuning", copied.folder) in sentence
+        assert names_rerun(sentence, "fine_tuning", copied.folder)
     for stage in ("rag_search_vs", "rag_model_retriever"):
         sentence = copied.stage(stage).sentence
         assert "trn_processed.json has changed since rag_indexing.py read it" in sentence
-        assert run_again("rag_indexing", copied.folder) in sentence
+        assert names_rerun(sentence, "rag_indexing", copied.folder)
     # Answers that are all older than the records can be compared, with a warning.
     compared = copied.stage("compare_models")
     warning = (
@@ -134,7 +137,7 @@ def test_records_that_were_cleaned_anew(copied):
     sentence = copied.stage("compare_models").sentence
     assert "come from different cleaned records" in sentence and "foundation_model.py" not in sentence
     for stage in ("ft_test_trained_model", "rag_model_retriever"):
-        assert f"`python {stage}.py --output-dir {copied.folder}`" in sentence
+        assert f"`python {stage}.py --output-dir {copied.folder}" in sentence
 
 
 def test_records_that_were_edited_by_hand(copied):
@@ -144,7 +147,7 @@ def test_records_that_were_edited_by_hand(copied):
     for stage in ("foundation_model", "fine_tuning", "rag_indexing", "rag_search_vs", "search_hyperparameters"):
         sentence = copied.stage(stage).sentence
         assert f"{path} is not what process_data.py left" in sentence
-        assert run_again("process_data", copied.folder) in sentence
+        assert names_rerun(sentence, "process_data", copied.folder)
 
 
 def test_answers_of_another_base_model(copied, tiny_model):
@@ -152,7 +155,7 @@ def test_answers_of_another_base_model(copied, tiny_model):
     sentence = copied.stage("compare_models").sentence
     assert "come from different base models (--model.name)" in sentence
     assert str(tiny_model("wide_llama")) in sentence and str(copied.model) in sentence
-    assert run_again("foundation_model", copied.folder) in sentence
+    assert names_rerun(sentence, "foundation_model", copied.folder)
 
 
 def test_answers_to_other_questions(copied):
@@ -170,17 +173,17 @@ def test_an_index_that_was_cut_otherwise(copied):
     assert copied.stage("rag_model_retriever", "--rag.answer-with", "foundation").status == 0
     sentence = copied.stage("compare_models").sentence
     assert "RAG and RAG + fine-tuned come from different pieces in the index" in sentence
-    assert run_again("rag_model_retriever", copied.folder) in sentence
+    assert names_rerun(sentence, "rag_model_retriever", copied.folder)
 
 
 def test_a_training_that_was_interrupted_leaves_its_records_unused(copied):
     # Stage 3 writes what it trains on first; killed after that, the adapter is still the one before.
     path = copied.path / "trn_processed_dataset.json"
     records = json.loads(path.read_text(encoding="utf-8"))
-    artifacts.write_json(path, records[1:])
+    files.write_json(path, records[1:])
     sentence = copied.stage("compare_models").sentence
     assert f"{path} is not what fine_tuning.py left" in sentence
-    assert run_again("fine_tuning", copied.folder) in sentence
+    assert names_rerun(sentence, "fine_tuning", copied.folder)
 
 
 def test_a_file_of_another_run(copied, made):
@@ -192,6 +195,6 @@ def test_a_file_of_another_run(copied, made):
     for stage in ("rag_search_vs", "rag_model_retriever"):
         sentence = copied.stage(stage).sentence
         assert f"{copied.path / 'lexical.sqlite'} holds" in sentence
-        assert f"Run `python rag_indexing.py --output-dir {copied.folder}`" in sentence
+        assert f"Run `python rag_indexing.py --output-dir {copied.folder}" in sentence
     assert copied.stage("rag_indexing").status == 0
     assert copied.stage("rag_search_vs").status == 0

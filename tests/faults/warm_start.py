@@ -14,7 +14,7 @@ from typing import Any
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 LIBRARIES = (
     "accelerate", "chromadb", "datasets", "gguf", "langchain_chroma", "langchain_huggingface", "matplotlib",
-    "peft", "pipeline.trainer", "scipy.stats", "sentence_transformers", "tokenizers", "torch", "transformers", "trl", "tyro",
+    "peft", "pipeline.training.trainer", "scipy.stats", "sentence_transformers", "tokenizers", "torch", "transformers", "trl", "tyro",
     "xllamacpp",
 )  # fmt: skip
 
@@ -61,7 +61,7 @@ def serve() -> list[Any]:
 def main() -> None:
     """Be the process that has imported the libraries, or one that runs a script."""
     sys.path[:0] = [str(PROJECT_DIR)]
-    from pipeline.command_line import quiet_libraries
+    from pipeline.run.command_line import quiet_libraries
 
     quiet_libraries()  # it sets what must precede imports
     for name in LIBRARIES:

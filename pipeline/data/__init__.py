@@ -1,0 +1,1 @@
+"""Raw records in, clean records out."""

@@ -1,0 +1,283 @@
+"""Read any input in blocks: parts that fit in memory, keep the order of the file and can be read by another process."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import functools
+import gzip
+import io
+import itertools
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.data.formats import (
+    BLOCK_ROWS,
+    BYTE_ORDER_MARK,
+    MAX_LINE_BYTES,
+    Rows,
+    TableFormat,
+    TextFormat,
+    Unreadable,
+    excerpt,
+    format_of,
+    json_rows,
+)
+from pipeline.run.errors import UserError
+
+BLOCK_BYTES = 3 << 17
+TOO_LONG = f"line longer than {MAX_LINE_BYTES >> 20} MiB"
+
+
+class Record(NamedTuple):
+    """A record of the input, as it was found there."""
+
+    title: object
+    content: object
+    metadata: Sequence[object] = ()
+    """The values of the fields that were asked for, None where there is none."""
+
+
+class Contents(NamedTuple):
+    """What a block holds."""
+
+    records: list[Record]
+    unreadable: list[Unreadable]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the input: lines of a file, lines that were decompressed, or records that were parsed already."""
+
+    path: Path
+    stored_bytes: int
+    """How much of the file it takes."""
+    start: int = 0
+    """Where its lines begin in the file or in what was decompressed; their numbers count from there."""
+    length: int = 0
+    """Bytes of its lines; 0 if it has parsed records."""
+    lines: bytes | None = None
+    """Its lines, if they cannot be read from the file."""
+    parsed: tuple[Record | Unreadable, ...] = ()
+
+    def read(self, title_key: str, content_key: str, metadata: tuple[str, ...] = ()) -> Contents:
+        """Return what the block holds."""
+        if not self.length:
+            records = [item for item in self.parsed if isinstance(item, Record)]
+            return Contents(records, [item for item in self.parsed if isinstance(item, Unreadable)])
+        lines = self.lines
+        if lines is None:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                lines = file.read(self.length)
+        if self.start == 0:
+            lines = lines.removeprefix(BYTE_ORDER_MARK)
+        return _parse_lines(lines, title_key, content_key, metadata)
+
+
+def input_size(path: Path) -> int:
+    """Return the size of the input in bytes, after checking that there is something to read."""
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist. Name your file with --data.input; data/README.md says where dumps are."
+        )
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name a file with --data.input.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty.")
+    format_of(path)
+    return path.stat().st_size
+
+
+def blocks(path: Path, title_key: str, content_key: str, metadata: tuple[str, ...] = ()) -> Iterator[Block]:
+    """Yield the blocks of a file in order; their stored_bytes add up to its size.
+
+    Args:
+        path: JSON Lines, JSON array, CSV, TSV or Parquet, plain or gzip; the ending says which.
+        title_key: name of the field or column that holds the title.
+        content_key: name of the field or column that holds the content.
+        metadata: names of other fields to read.
+    """
+    size, keys = path.stat().st_size, (title_key, content_key, *metadata)
+    kind = format_of(path)
+    if isinstance(kind, TableFormat):
+        total, rows = kind.rows(path, list(keys))
+        yield from _parsed_blocks(rows, path, keys, lambda number: size * number // total)
+        return
+    with path.open("rb") as stored:
+        file = _decompressed(stored)
+        try:
+            _refuse_utf16(path, file)
+            if _is_json_lines(kind, file):
+                yield from _line_blocks(path, file, stored)
+            else:
+                yield from _parsed_blocks(kind.rows(path, file), path, keys, lambda _: stored.tell())
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(f"{path} is not a complete gzip file ({error}). Download or compress it again.") from error
+
+
+def field_names(path: Path, examined: int = 1000) -> list[str]:
+    """Return the names of the fields that the first records have."""
+
+    def names(rows: Rows) -> list[str]:
+        return sorted({name for row in itertools.islice(rows, examined) if isinstance(row, dict) for name in row})
+
+    kind = format_of(path)
+    if isinstance(kind, TableFormat):
+        return names(kind.rows(path, None)[1])
+    with path.open("rb") as stored:
+        file = _decompressed(stored)
+        return names(json_rows(file) if _is_json_lines(kind, file) else kind.rows(path, file))
+
+
+class LineCounter:
+    """Tells how many lines are before a place of a file, for places in ascending order.
+
+    Only a file with unreadable lines pays for this second reading.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Count the lines of this file, which is closed when the counter is forgotten."""
+        self._file = _decompressed(path.open("rb"))
+        self._lines = 0
+
+    def before(self, place: int) -> int:
+        """Return the number of lines that end before this byte of the file, decompressed."""
+        while lines := self._file.read(min(place - self._file.tell(), BLOCK_BYTES)):
+            self._lines += lines.count(b"\n")
+        return self._lines
+
+
+def _decompressed(stored: io.BufferedReader) -> io.BufferedReader:
+    compressed = stored.name.lower().endswith(".gz")
+    return io.BufferedReader(gzip.GzipFile(fileobj=stored), BLOCK_BYTES) if compressed else stored
+
+
+def _refuse_utf16(path: Path, file: io.BufferedReader) -> None:
+    if file.peek(2).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path} is in UTF-16, as Excel writes Unicode text. Save it as UTF-8.")
+
+
+def _is_json_lines(kind: TextFormat, file: io.BufferedReader) -> bool:
+    beginning = file.peek(64).removeprefix(BYTE_ORDER_MARK).lstrip()
+    return kind.may_be_lines and not beginning.startswith(b"[")
+
+
+def _line_blocks(path: Path, file: io.BufferedReader, stored: io.BufferedReader) -> Iterator[Block]:
+    start = reported = 0
+
+    def newly_read() -> int:
+        nonlocal reported
+        before, reported = reported, stored.tell()
+        return reported - before
+
+    while file.peek(1):
+        if file is stored and (length := _whole_lines(file, start)):
+            yield Block(path, newly_read(), start, length)
+            start += length
+            continue
+        lines = file.read(BLOCK_BYTES)
+        if not lines.endswith(b"\n"):
+            lines += file.readline(MAX_LINE_BYTES)
+        long_line = b""
+        if not lines.endswith(b"\n") and file.peek(1):
+            whole = lines.rfind(b"\n") + 1
+            lines, long_line = lines[:whole], lines[whole:]
+        if lines:
+            yield Block(path, newly_read(), start, len(lines), lines)
+        if long_line:
+            while (rest := file.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            problem = Unreadable(1, TOO_LONG, excerpt(long_line))
+            yield Block(path, newly_read(), start + len(lines), parsed=(problem,))
+        start = file.tell()
+
+
+def _whole_lines(file: io.BufferedReader, start: int) -> int:
+    """Go to the end of the block of lines at `start`, without reading it, and return its length.
+
+    If it ends in a line that is too long, stay and return 0.
+    """
+    file.seek(start + BLOCK_BYTES - 1)
+    rest = file.readline(MAX_LINE_BYTES)
+    if not rest:
+        return file.seek(0, io.SEEK_END) - start
+    if rest.endswith(b"\n") or not file.peek(1):
+        return file.tell() - start
+    file.seek(start)
+    return 0
+
+
+@functools.cache
+def _line_decoder(title_key: str, content_key: str, metadata: tuple[str, ...]) -> Any:
+    import msgspec
+
+    names = {"title": title_key, "content": content_key} | {f"field_{n}": name for n, name in enumerate(metadata)}
+    fields = [(field, object, None) for field in names]
+    return msgspec.json.Decoder(msgspec.defstruct("Line", fields, rename=names, gc=False))
+
+
+def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple[str, ...]) -> Contents:
+    import msgspec
+
+    def found(parsed: list[Any]) -> list[Any]:
+        # Without metadata, what msgspec has made has the attributes of a Record.
+        return (
+            [Record(values[0], values[1], values[2:]) for values in map(msgspec.structs.astuple, parsed)]
+            if metadata
+            else parsed
+        )
+
+    decoder = _line_decoder(title_key, content_key, metadata)
+    if len(lines) <= MAX_LINE_BYTES:
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return Contents(found(decoder.decode_lines(lines)), [])
+    records: list[Any] = []
+    unreadable: list[Unreadable] = []
+    for number, line in enumerate(lines.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(TOO_LONG)
+            records.append(decoder.decode(line))
+        except UnicodeDecodeError:
+            unreadable.append(Unreadable(number, "invalid UTF-8", excerpt(line)))
+        except RecursionError:
+            unreadable.append(Unreadable(number, "nested too deeply", excerpt(line)))
+        except ValueError as error:  # msgspec's errors too
+            problem = str(error).replace("JSON is malformed", "not JSON")
+            unreadable.append(Unreadable(number, problem, excerpt(line)))
+    return Contents(found(records), unreadable)
+
+
+def _parsed_blocks(
+    rows: Rows, path: Path, keys: tuple[str, ...], position_after: Callable[[int], int]
+) -> Iterator[Block]:
+    title, content, *metadata = keys
+
+    def record(row: dict[str, Any]) -> Record:
+        return Record(row.get(title), row.get(content), tuple(map(row.get, metadata)))
+
+    reported = size = 0
+    parsed: list[Record | Unreadable] = []
+    for number, row in enumerate(rows, 1):
+        parsed.append(row if isinstance(row, Unreadable) else record(row))
+        size += _size(parsed[-1])
+        if len(parsed) == BLOCK_ROWS or size > BLOCK_BYTES:
+            position = position_after(number)
+            yield Block(path, position - reported, parsed=tuple(parsed))
+            parsed, size, reported = [], 0, position
+    yield Block(path, path.stat().st_size - reported, parsed=tuple(parsed))
+
+
+def _size(value: object) -> int:
+    """Return roughly how many characters a value has."""
+    if isinstance(value, (list, tuple)):
+        return sum(map(_size, value))
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return len(value) if isinstance(value, str) else 1

@@ -1,0 +1,136 @@
+"""Measure an answer: against the reference, by itself, and against the records that it was given."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from pipeline.data.cleaning import normalise_title
+
+LOOP_WORDS, LOOP_TIMES = 4, 3  # an answer that says so many words in a row so many times goes in circles
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a model: the sum of one measure of its answers over the sum of another, 1 for each answer unless named."""
+
+    label: str
+    form: str
+    """Format of the figure."""
+    meaning: str
+    measure: str
+    per: str | None = None
+    exponential: bool = False
+    """Whether the figure is e to the quotient."""
+    interval: bool = True
+    """Whether its interval means something: the answers of a batch share their time."""
+    better: int = 0
+    """1 if more is better, -1 if less is, 0 if neither."""
+    compared: bool = False
+    """Whether models are compared in it."""
+
+
+METRICS: dict[str, Metric] = {
+    "rouge_l": Metric("ROUGE-L", "{:.1f}", "words in the reference's order, 0 to 100", "rouge_l", better=1, compared=True),
+    "chrf": Metric("chrF", "{:.1f}", "character sequences shared with the reference, 0 to 100", "chrf", better=1, compared=True),
+    "similarity": Metric(
+        "similarity", "{:.3f}", "cosine between the embeddings of answer and reference", "similarity", better=1, compared=True,
+    ),
+    "perplexity": Metric(
+        "perplexity", "{:.1f}", "of the reference, given the prompt: how unlikely the model finds each token",
+        "reference_loss", "reference_tokens", exponential=True, better=-1, compared=True,
+    ),
+    "exact": Metric("exact match", "{:.0%}", "answers with the reference's words, all of them, in order", "exact", better=1, compared=True),
+    "judge": Metric("judge", "{:.2f}", "grade that another model gave, 1 to 5", "judge", better=1, compared=True),
+    "retrieved": Metric("right record found", "{:.0%}", "the record of the title was among those retrieved", "retrieved", better=1),
+    "support": Metric("supported", "{:.0%}", "share of the answer's information that is in the records it was given", "support", better=1),
+    "looping": Metric("in circles", "{:.0%}", "answers that say four words in a row three times", "looping", better=-1, compared=True),
+    "distinct_2": Metric("distinct-2", "{:.2f}", "share of an answer's word pairs that differ", "distinct_2"),
+    "ended": Metric("ended by itself", "{:.0%}", "answers that were not cut off at the limit of new tokens", "ended"),
+    "tokens": Metric("tokens per answer", "{:.0f}", "", "tokens"),
+    "seconds": Metric("seconds per answer", "{:.2f}", "the seconds of a batch, shared equally", "seconds", interval=False, better=-1),
+    "tokens_per_second": Metric("tokens/s", "{:.1f}", "", "tokens", "seconds", interval=False, better=1),
+}  # fmt: skip
+
+
+class UnicodeTokenizer:
+    """Words in any script. rouge-score's own tokenizer keeps a-z and 0-9 alone and so cuts 'atenção' in three."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the words of a text in lower case."""
+        return re.findall(r"\w+", text.lower())
+
+
+def measure(entry: dict[str, Any]) -> dict[str, float | None]:
+    """Return the measures of one answer.
+
+    Args:
+        entry: as in an answers file.
+
+    Returns:
+        rouge_l and chrf from 0 to 100: ROUGE-L F1 (Lin 2004) and chrF2 (Popović 2015). exact, looping, ended and
+        retrieved are 0 or 1. None where it does not apply: without a reference, without retrieval, or where an answer
+        has no pair of words.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import CHRF
+
+    answer, reference = entry["answer"], entry["reference"]
+    words = UnicodeTokenizer().tokenize(answer)
+    found: dict[str, float | None] = {
+        "looping": float(is_looping(words)),
+        "distinct_2": distinct_2(words),
+        "ended": float(entry["ended"]),
+        "tokens": entry["tokens"],
+        "seconds": entry["seconds"],
+        "support": entry.get("support"),
+        "reference_loss": entry.get("reference_loss"),
+        "reference_tokens": entry.get("reference_tokens"),
+    }
+    if reference:
+        rouge = RougeScorer(["rougeL"], tokenizer=UnicodeTokenizer())
+        found["rouge_l"] = 100 * rouge.score(reference, answer)["rougeL"].fmeasure
+        found["chrf"] = CHRF().sentence_score(answer, [reference]).score
+        found["exact"] = float(words == UnicodeTokenizer().tokenize(reference))
+    if reference and "sources" in entry:
+        key = normalise_title(entry["title"])
+        found["retrieved"] = float(any(normalise_title(source["title"]) == key for source in entry["sources"]))
+    return found
+
+
+def is_looping(words: Sequence[str]) -> bool:
+    """Tell whether a text says LOOP_WORDS words in a row LOOP_TIMES times or more."""
+    runs = Counter(tuple(words[start : start + LOOP_WORDS]) for start in range(len(words) - LOOP_WORDS + 1))
+    return max(runs.values(), default=0) >= LOOP_TIMES
+
+
+def distinct_2(words: Sequence[str]) -> float | None:
+    """Return the number of distinct word pairs divided by the number of all (Li et al. 2016); None without a pair."""
+    pairs = list(pairwise(words))
+    return len(set(pairs)) / len(pairs) if pairs else None
+
+
+def shared_words(reference: str, answer: str) -> list[tuple[str, bool]]:
+    """Cut an answer into pieces; return each with whether its words are in the reference, in the same order."""
+    from difflib import SequenceMatcher
+
+    pieces = re.findall(r"\w+|\W+", answer)
+    places = [place for place, piece in enumerate(pieces) if re.match(r"\w", piece)]
+    tokenize = UnicodeTokenizer().tokenize
+    matcher = SequenceMatcher(None, tokenize(reference), [pieces[place].lower() for place in places], autojunk=False)
+    shared: set[int] = set()
+    for block in matcher.get_matching_blocks():
+        run = places[block.b : block.b + block.size]
+        if run:
+            shared.update(range(run[0], run[-1] + 1))  # with what stands between them
+    marked: list[tuple[str, bool]] = []
+    for place, piece in enumerate(pieces):
+        if marked and marked[-1][1] == (place in shared):
+            marked[-1] = (marked[-1][0] + piece, marked[-1][1])
+        else:
+            marked.append((piece, place in shared))
+    return marked

@@ -1,0 +1,1 @@
+"""Language models: where they run, how they are loaded, asked and worded to."""

@@ -1,0 +1,204 @@
+"""Generate answers in batches, stream one, and tell the likeliest next tokens."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from config import GenerationConfig
+from pipeline.models.devices import free_memory
+from pipeline.models.language_model import LanguageModel
+from pipeline.models.prompts import PromptFormat, answered_ids, end_id, prompt_ids
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+MOST_AT_A_TIME = 64
+BATCH_SHARE = 0.5  # of the free memory that a batch may take
+REFERENCE_TOKENS = 512  # of a reference whose likelihood is measured
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote for one prompt."""
+
+    text: str
+    tokens: int
+    """Tokens written, the end token included."""
+    ended: bool
+    """Whether the model ended by itself, rather than at max_new_tokens."""
+    seconds: float
+    """Seconds for this answer: those of its batch, shared equally."""
+
+
+def generate(
+    language_model: LanguageModel,
+    prompt_format: PromptFormat,
+    prompts: Sequence[str],
+    config: GenerationConfig,
+    advance: Callable[[int], object] = lambda _: None,
+) -> list[Answer]:
+    """Answer prompts in batches of similar length, padded on the left; return the answers in the order of the prompts.
+
+    Args:
+        prompts: texts from PromptFormat.prompt.
+        advance: called with the number of answers that were finished since the last call.
+    """
+    import torch
+
+    torch.manual_seed(config.seed)
+    tokenizer = language_model.tokenizer
+    stop_ids = _stop_ids(language_model, prompt_format)
+    answers: dict[int, Answer] = {}
+    ids = [prompt_ids(prompt_format, tokenizer, prompt) for prompt in prompts]
+    longest = max(map(len, ids), default=0) + config.max_new_tokens
+    batch_size = config.batch_size or fitting_batch_size(language_model, longest)
+    order = sorted(range(len(ids)), key=lambda position: len(ids[position]), reverse=True)
+    for start in range(0, len(ids), batch_size):
+        batch = order[start : start + batch_size]
+        encoded = {"input_ids": [ids[position] for position in batch]}
+        padded = tokenizer.pad(encoded, padding_side="left", return_tensors="pt").to(language_model.model.device)
+        started = time.perf_counter()
+        with torch.inference_mode():
+            written = _continued(language_model, **padded, **_generation_arguments(config, stop_ids, tokenizer))
+        seconds = (time.perf_counter() - started) / len(batch)
+        for position, row in zip(batch, written[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
+            answers[position] = _answer(row, stop_ids, tokenizer, seconds)
+        advance(len(batch))
+    return [answers[position] for position in range(len(ids))]
+
+
+def fitting_batch_size(language_model: LanguageModel, tokens: int) -> int:
+    """Return how many sequences of so many tokens are answered at a time, by the memory that they take."""
+    shape = language_model.model.config.get_text_config()
+    # Not every architecture names all of these.
+    heads = getattr(shape, "num_attention_heads", 1)
+    head = getattr(shape, "head_dim", None) or shape.hidden_size // heads
+    values = (
+        2 * shape.num_hidden_layers * (getattr(shape, "num_key_value_heads", None) or heads) * head
+    )  # keys and values
+    inner = getattr(shape, "intermediate_size", None)
+    values += 3 * (inner if isinstance(inner, int) else 4 * shape.hidden_size) + 4 * shape.hidden_size  # within a block
+    sequence = tokens * values * language_model.model.dtype.itemsize
+    return max(1, min(MOST_AT_A_TIME, int(BATCH_SHARE * free_memory(language_model.model.device.type) / sequence)))
+
+
+def stream(
+    language_model: LanguageModel, prompt_format: PromptFormat, prompt: str, config: GenerationConfig
+) -> Generator[str, None, None]:
+    """Yield the pieces of one answer as they are written; whoever closes the iterator ends the writing at the next token."""
+    import torch
+    from transformers import StoppingCriteriaList, TextIteratorStreamer
+
+    torch.manual_seed(config.seed)
+    tokenizer = language_model.tokenizer
+    stop_ids = _stop_ids(language_model, prompt_format)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    ids = torch.tensor([prompt_ids(prompt_format, tokenizer, prompt)], device=language_model.model.device)
+    failures: list[BaseException] = []
+    closed = threading.Event()
+
+    def is_closed(written: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.full((len(written),), closed.is_set(), device=written.device)
+
+    def write() -> None:
+        try:
+            arguments = _generation_arguments(config, stop_ids, tokenizer)
+            arguments["stopping_criteria"] = StoppingCriteriaList([is_closed])
+            _continued(language_model, ids, attention_mask=torch.ones_like(ids), streamer=streamer, **arguments)
+        except BaseException as error:
+            failures.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    try:
+        yield from streamer
+    finally:
+        closed.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def reference_loss(
+    language_model: LanguageModel, prompt_format: PromptFormat, prompt: str, reference: str
+) -> dict[str, float | int]:
+    """Return how unlikely a model finds the reference as the answer to a prompt, for the answers file.
+
+    Returns:
+        reference_loss, the sum of the negative log-likelihoods in nats, and reference_tokens, how many they are: the
+        first REFERENCE_TOKENS of the reference and its end token. Nothing if there is no reference.
+    """
+    import torch
+
+    if not reference:
+        return {}
+    [(start, ids)] = answered_ids(prompt_format, language_model.tokenizer, [prompt], [reference])
+    row = torch.tensor([ids[: start + REFERENCE_TOKENS]], device=language_model.model.device)
+    expected = row[0, start:]
+    with torch.inference_mode():
+        # Of the prompt, the last token alone has logits that count: it predicts the first of the reference.
+        logits = language_model.model(input_ids=row, logits_to_keep=len(expected) + 1).logits[
+            0, -len(expected) - 1 : -1
+        ]
+        loss = torch.nn.functional.cross_entropy(logits.float(), expected, reduction="sum").item()
+    return {"reference_loss": round(loss, 4), "reference_tokens": len(expected)}
+
+
+def greedy_continuation(language_model: LanguageModel, ids: Sequence[int], tokens: int) -> list[int]:
+    """Return ids followed by the likeliest next tokens, as many as asked for, the end token being one like others."""
+    import torch
+
+    prompt = torch.tensor([list(ids)], device=language_model.model.device)
+    with torch.inference_mode():
+        written = _continued(
+            language_model, prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=tokens,
+            eos_token_id=None, pad_token_id=language_model.tokenizer.pad_token_id, use_cache=True,
+        )  # fmt: skip
+    return written[0].tolist()
+
+
+def greedy_choices(language_model: LanguageModel, ids: Sequence[int], start: int) -> list[int]:
+    """Return the likeliest token at each position of ids[start:], given all that stands before it."""
+    import torch
+
+    with torch.inference_mode():
+        logits = language_model.model(torch.tensor([list(ids)], device=language_model.model.device)).logits[0]
+    return logits[start - 1 : len(ids) - 1].argmax(-1).tolist()
+
+
+def _stop_ids(language_model: LanguageModel, prompt_format: PromptFormat) -> list[int]:
+    return sorted({end_id(prompt_format, language_model.tokenizer), *language_model.stop_ids})
+
+
+def _continued(language_model: LanguageModel, *ids: torch.Tensor, **options: Any) -> torch.Tensor:
+    # transformers' own type of a model that generates is not what its generate() asks for.
+    write: Callable[..., torch.Tensor] = language_model.model.generate  # type: ignore[misc, assignment]
+    return write(*ids, **options)
+
+
+def _generation_arguments(
+    config: GenerationConfig, stop_ids: list[int], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    sampling = (
+        {"do_sample": True, "temperature": config.temperature} if config.temperature > 0 else {"do_sample": False}
+    )
+    return {
+        "max_new_tokens": config.max_new_tokens,
+        "eos_token_id": stop_ids,
+        "pad_token_id": tokenizer.pad_token_id,
+        **sampling,
+    }
+
+
+def _answer(row: list[int], stop_ids: list[int], tokenizer: PreTrainedTokenizerBase, seconds: float) -> Answer:
+    ends = [position for position, token in enumerate(row) if token in stop_ids]
+    tokens = row[: ends[0] + 1] if ends else row
+    text: str = tokenizer.decode(tokens[:-1] if ends else tokens, skip_special_tokens=True)  # type: ignore[assignment]  # of one row
+    return Answer(text.strip(), len(tokens), bool(ends), seconds)

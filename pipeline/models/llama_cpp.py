@@ -1,0 +1,144 @@
+"""Run a GGUF with llama.cpp (xllamacpp): tokenize, generate, stream, and tell the likeliest next token."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from config import GenerationConfig
+from pipeline.models.generation import Answer
+from pipeline.models.prompts import PromptFormat
+from pipeline.run.errors import UserError
+
+_DONE = object()
+
+
+class GgufModel:
+    """A GGUF file in llama.cpp. Prompts are texts without BOS: llama.cpp adds it where the file says so."""
+
+    def __init__(self, path: Path, prompt_format: PromptFormat, context_tokens: int = 4096) -> None:
+        """Load the file.
+
+        Args:
+            path: the GGUF file.
+            prompt_format: how the model is asked.
+            context_tokens: tokens of prompt and answer together, at most.
+
+        Raises:
+            UserError: llama.cpp cannot load the file.
+        """
+        import xllamacpp
+
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(path)
+        parameters.n_ctx = context_tokens
+        parameters.n_parallel = 1
+        parameters.verbosity = -1
+        parameters.warmup = False
+        self.name, self.prompt_format = path.name, prompt_format
+        self.runs_on = {"backend": "llama.cpp", "device": "cpu"}
+        # A proxy of the company network must not be asked for an address of this machine.
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+        try:
+            self._server = xllamacpp.Server(parameters)
+        except RuntimeError as error:
+            raise UserError(f"llama.cpp cannot load {path} ({error}). Run merge_and_convert.py again.") from error
+        # A server that is closed before its loop has begun never ends. This request is answered by the loop.
+        self._open(self._server.listening_address + "/slots", timeout=60).close()
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids of a prompt, with BOS where the model has one, control tokens read as such."""
+        return self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
+
+    def close(self) -> None:
+        """Release the file, which Windows does not let go of otherwise."""
+        del self._server
+
+    def _post(self, path: str, values: dict[str, Any]) -> dict[str, Any]:
+        request = urllib.request.Request(
+            self._server.listening_address + path, json.dumps(values).encode(), {"Content-Type": "application/json"}
+        )
+        with self._open(request, timeout=60) as response:
+            return json.load(response)
+
+    def count_tokens(self, prompt: str) -> int:
+        """Return the tokens of a prompt, BOS included."""
+        return len(self.tokenize(prompt))
+
+    def reference_loss(self, prompt: str, reference: str) -> dict[str, float | int]:
+        """Return nothing: llama.cpp's server tells no likelihood of a given text."""
+        return {}
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        settings: GenerationConfig,
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> list[Answer]:
+        """Answer prompts one after another."""
+        answers = []
+        for prompt in prompts:
+            started = time.perf_counter()
+            result = self._complete(_request(self.prompt_format, prompt, settings))
+            choice, tokens = result["choices"][0], result["usage"]["completion_tokens"]
+            seconds = time.perf_counter() - started
+            answers.append(Answer(choice["text"].strip(), tokens, choice["finish_reason"] == "stop", seconds))
+            advance(1)
+        return answers
+
+    def stream(self, prompt: str, settings: GenerationConfig) -> Generator[str, None, None]:
+        """Yield the pieces of one answer as they are written."""
+        pieces: queue.Queue[Any] = queue.Queue()
+        request = {**_request(self.prompt_format, prompt, settings), "stream": True}
+
+        def work() -> None:
+            try:
+                self._server.handle_completions(request, pieces.put)
+            except BaseException as error:
+                pieces.put(error)
+            pieces.put(_DONE)
+
+        threading.Thread(target=work, daemon=True).start()
+        while (piece := pieces.get()) is not _DONE:
+            if isinstance(piece, BaseException):
+                raise piece
+            for part in piece if isinstance(piece, list) else [piece]:
+                yield _checked(part)["choices"][0]["text"]
+
+    def greedy_choices(self, ids: Sequence[int], start: int) -> list[int]:
+        """Return the likeliest token at each position of ids[start:], given all that stands before it."""
+        choices = []
+        for position in range(start, len(ids)):
+            # The text of a token that is part of a character is held back, its id is not.
+            request = {"prompt": list(ids[:position]), "n_predict": 1, "temperature": 0.0, "return_tokens": True}
+            choices += self._post("/completion", request)["tokens"]
+        return choices
+
+    def _complete(self, request: dict[str, Any]) -> dict[str, Any]:
+        return _checked(self._server.handle_completions(request))
+
+
+def _request(prompt_format: PromptFormat, prompt: str, config: GenerationConfig) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "n_predict": config.max_new_tokens,
+        "temperature": config.temperature,
+        "seed": config.seed,
+        "top_k": 50,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repeat_penalty": 1.0,
+        "stop": [prompt_format.end],
+    }
+
+
+def _checked(result: Any) -> dict[str, Any]:
+    if "error" in result:
+        raise UserError(f"llama.cpp: {result['error'].get('message', result['error'])}")
+    return result

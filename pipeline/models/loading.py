@@ -1,0 +1,225 @@
+"""Load a language model with transformers or Unsloth, put an adapter on it, merge it.
+
+Code that comes with a model is never run: where trust_remote_code is left out, transformers asks the user.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from config import ModelConfig
+from pipeline.models import bundled, devices, distributed
+from pipeline.models.devices import ComputeFormat, NumberFormat, best_device
+from pipeline.models.language_model import Backend, LanguageModel, Precision, cast_weights, set_training
+from pipeline.models.loading_errors import helpful_loading_errors, quiet_loading
+from pipeline.models.size import count_parameters
+from pipeline.run.errors import UserError
+from pipeline.run.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from pipeline.models.language_model import CausalModel
+
+# Unsloth has kernels of its own for these; others it compiles, for minutes, and gains little.
+UNSLOTH_KERNELS = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
+
+
+def choose_backend(requested: str, *, cuda: bool, unsloth: bool) -> Backend:
+    """Return the backend for a request, given what is present; what was asked for and is absent is a UserError."""
+    if requested == "unsloth" and not (cuda and unsloth):
+        missing = "the package unsloth (pip install -r requirements/gpu.txt)" if cuda else "an NVIDIA GPU with CUDA"
+        raise UserError(f"--model.backend unsloth needs {missing}. Use --model.backend transformers instead.")
+    if requested == "auto":
+        return "unsloth" if cuda and unsloth else "transformers"
+    return "unsloth" if requested == "unsloth" else "transformers"
+
+
+def prepare_backend(config: ModelConfig) -> Backend:
+    """Return the backend that this machine uses for a model's settings; to be called before transformers is imported."""
+    import torch
+
+    present = importlib.util.find_spec("unsloth") is not None
+    if distributed.shards_weights():
+        if config.precision == "4bit" or config.backend == "unsloth" or quantized_files(config.name):
+            raise UserError(
+                "--train.shard-weights takes a base model with 16-bit files, --model.precision 16bit and --model.backend "
+                "transformers."
+            )
+        return "transformers"
+    backend = choose_backend(config.backend, cuda=torch.cuda.is_available(), unsloth=present)
+    if backend == "unsloth":
+        # Told float32, or bfloat16 on a GPU without it, it computes in another format of 16 bits and does not say so.
+        asked = config.compute_dtype
+        knows_format = asked in ("auto", "float16") or asked == devices.compute_format("training").name
+        if config.backend == "unsloth" and not knows_format:
+            raise UserError(
+                f"Unsloth does not compute in {asked} on this GPU. Give --model.backend transformers, or leave "
+                "--model.compute-dtype out."
+            )
+        has_kernels = config.backend == "unsloth" or model_config(config.name).get("model_type") in UNSLOTH_KERNELS
+        backend = "unsloth" if knows_format and has_kernels else "transformers"
+    if config.precision == "4bit" and best_device() != "cuda":
+        raise UserError(
+            "Loading in 4 bits needs an NVIDIA GPU with CUDA, and there is none here. Use --model.precision 16bit, with "
+            "--model.name naming a small model and --train.optimizer adamw_torch, or the preset demo."
+        )
+    if backend == "unsloth":
+        import unsloth  # noqa: F401  It changes transformers, and must come first.
+    return backend
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """Return config.json of a model, without importing transformers."""
+    with helpful_loading_errors(name):
+        file = Path(bundled.resolve(name)) / "config.json"
+        if not file.exists():
+            from huggingface_hub import hf_hub_download
+
+            file = Path(hf_hub_download(name, "config.json"))
+        return read_json(file)
+
+
+def load_base(
+    config: ModelConfig, precision: Precision, max_length: int = 2048, training_format: ComputeFormat | None = None
+) -> LanguageModel:
+    """Load the base model and its tokenizer, and print what it computes in.
+
+    Args:
+        config: which model, which backend.
+        precision: of the weights; files that hold 4-bit weights are dequantized for 16 bits.
+        max_length: tokens of a sequence that Unsloth prepares for; transformers needs no such limit.
+        training_format: to be trained in; None loads the model to answer.
+    """
+    backend = prepare_backend(config)
+    path = bundled.resolve(config.name)
+    with helpful_loading_errors(config.name):
+        tokenizer = load_tokenizer(path)
+        answering = answering_format(config, path, backend, precision)
+        form = training_format or answering
+        print(f"{config.name} computes in {form}.", flush=True)
+        if backend == "unsloth":
+            from unsloth import FastLanguageModel
+
+            # Above what the model was made for, Unsloth would scale its positions, for this stage alone.
+            most = model_config(config.name).get("max_position_embeddings", max_length)
+            model, _ = FastLanguageModel.from_pretrained(
+                path, max_seq_length=min(max_length, most), load_in_4bit=precision == "4bit", use_exact_model_name=True,
+                dtype=form.dtype,
+            )  # fmt: skip
+        else:
+            model = _load_with_transformers(path, precision, form.dtype)
+    if precision == "16bit":
+        model = _dequantized(model)
+    ready = _ready(model, tokenizer, backend, config.name, form, answering)
+    if training_format is None:
+        set_training(ready, False)
+    return ready
+
+
+def answering_format(config: ModelConfig, path: str, backend: Backend, precision: Precision) -> ComputeFormat:
+    """Return what a model answers in; Unsloth, 4 bits and shards know no 32."""
+    plain = backend == "transformers" and precision == "16bit" and not distributed.shards_weights()
+    return devices.compute_format("answering", config.compute_dtype, count_parameters(path) if plain else None)
+
+
+def load_for_merging(config: ModelConfig) -> tuple[LanguageModel, torch.dtype]:
+    """Load the base model on the CPU, ready to answer; return it with the number format of its files.
+
+    Files that hold 4-bit weights are dequantized; their number format is the one that config.json names.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = bundled.resolve(config.name)
+    with helpful_loading_errors(config.name), quiet_loading():
+        shape = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if not quantized_files(path):
+            shape.dtype = None  # the format is that of the weights, whatever config.json says
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=shape, dtype="auto", device_map="cpu", use_safetensors=True, trust_remote_code=False
+        )
+        tokenizer = load_tokenizer(path)
+    model, stored = _dequantized(model), model.dtype
+    form, needed = devices.compute_format("merging"), devices.ANSWERING_SHARE * 4 * model.num_parameters()
+    if needed > devices.free_memory("cpu"):
+        reason = f"as the base model's files, since float32 would need {needed / devices.GIB:.1f} GiB"
+        stored_name = cast(NumberFormat, str(stored).removeprefix("torch."))  # torch gives its names no type
+        form = ComputeFormat(stored_name, reason)
+    print(f"{config.name} is merged in {form}.", flush=True)
+    cast_weights(model, form.dtype)
+    return _ready(model, tokenizer, "transformers", config.name, form, form), stored
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or a Hugging Face id."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def _load_with_transformers(path: str, precision: Precision, dtype: torch.dtype) -> CausalModel:
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+    config, options = AutoConfig.from_pretrained(path, trust_remote_code=False), {}
+    if quantized_files(path):
+        # What the files name is what the machine that made them was fast in.
+        config.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
+    elif precision == "4bit":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+    with quiet_loading():
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            device_map=_device_map(),
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
+        )
+
+
+def _dequantized(model: CausalModel) -> CausalModel:
+    """Return the model in 16 bits, whatever its files hold."""
+    if getattr(model, "is_quantized", False):
+        model = model.dequantize()
+        # save_pretrained would want to undo the conversion from 4 bits, and cannot.
+        model._weight_conversions = None  # type: ignore[assignment]  # for torch, attributes are tensors and modules
+    return model
+
+
+def _device_map() -> dict[str, Any] | None:
+    import torch
+
+    if distributed.shards_weights():
+        return None  # accelerate brings each device its part
+    # Of several processes, each has a GPU of its own.
+    return {"": torch.cuda.current_device() if best_device() == "cuda" else best_device()}
+
+
+def quantized_files(name: str) -> bool:
+    """Tell whether the files of a model hold quantized weights."""
+    return "quantization_config" in model_config(name)
+
+
+def _ready(
+    model: CausalModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    backend: Backend,
+    name: str,
+    compute_format: ComputeFormat,
+    answering_format: ComputeFormat,
+) -> LanguageModel:
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.eval()
+    ends = model.generation_config.eos_token_id
+    stop_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    # Sampling defaults of a model's files (top_p, temperature) would mix with ours: --answers decides alone.
+    model.generation_config.update(do_sample=False, temperature=1.0, top_p=1.0, top_k=50, max_length=None)
+    return LanguageModel(model, tokenizer, backend, name, compute_format, answering_format, stop_ids)

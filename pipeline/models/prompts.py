@@ -1,0 +1,230 @@
+"""The one place where a prompt is worded, rendered, tokenized and ended.
+
+A PromptFormat holds plain text, so that training, transformers, llama.cpp and Ollama all see the same characters. It is
+made once, from the settings and the tokenizer, and saved as prompt_format.json beside every model; later stages read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from config import PromptConfig
+from pipeline.run.errors import UserError
+from pipeline.run.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FILE_NAME = "prompt_format.json"
+TITLE, CONTEXT = "{title}", "{context}"
+_IN_BRACKETS = re.compile(r"<\S+>|\[\S+\]")
+_QUESTION_MARK, _ANSWER_MARK = "QUESTIONxMARK", "ANSWERxMARK"
+
+# Wording of Stanford Alpaca (Taori et al. 2023), which base models fine-tuned with Unsloth's notebooks use.
+_ALPACA_INTRODUCTION = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+)
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """Everything needed to turn a title into a prompt and to know where its answer ends."""
+
+    name: Literal["alpaca", "chat"]
+    instruction: str
+    title_label: str
+    content_label: str
+    bos: str
+    """Text of the token that the tokenizer (and llama.cpp) puts first by itself; empty if there is none."""
+    before: str
+    """Text from the start of the prompt to the question."""
+    question: str
+    """Template of the question; holds {title}."""
+    question_with_context: str
+    """Template of the question with retrieved texts; holds {title} and {context}."""
+    after: str
+    """Text from the question to the answer."""
+    end: str
+    """Text of the token that ends an answer."""
+    control_tokens: tuple[str, ...]
+    """Texts that the tokenizer reads as control tokens; records must never be able to write one."""
+
+    def prompt(self, title: str, context: str = "") -> str:
+        """Return the text that a model continues with its answer, without BOS."""
+        if context:
+            question = _fill(self.question_with_context, self.neutralise(title), self.neutralise(context))
+        else:
+            question = _fill(self.question, self.neutralise(title))
+        return self.before + question + self.after
+
+    def plain(self, question: str) -> str:
+        """Return the prompt of a question of any kind, without the instruction that the records are asked with."""
+        return self.before + self.neutralise(question) + self.after
+
+    def source_text(self, title: str, content: str) -> str:
+        """Return a record as it is given to a model as context: in one line, so that it cannot look like another part."""
+        return " ".join(f"{self.title_label}: {title} - {self.content_label}: {content}".split())
+
+    def neutralise(self, text: str) -> str:
+        """Return text in which no control token is left: `<|im_end|>` in a record becomes `< |im_end|>`."""
+        for token in self.control_tokens:
+            if token in text:
+                # With all that overlap: replacing one might leave the next.
+                text = re.sub(f"{re.escape(token[0])}(?={re.escape(token[1:])})", r"\g<0> ", text)
+        return text
+
+    def save(self, folder: Path) -> None:
+        """Write prompt_format.json."""
+        write_json(folder / FILE_NAME, dataclasses.asdict(self))
+
+
+def load_prompt_format(folder: Path) -> PromptFormat:
+    """Read the prompt format that a model was trained with."""
+    path = folder / FILE_NAME
+    if not path.exists():
+        raise UserError(f"{path} is missing, so nobody knows how {folder} was prompted. Run fine_tuning.py again.")
+    values = read_json(path)
+    known = {field.name for field in dataclasses.fields(PromptFormat)}
+    if set(values) != known:
+        raise UserError(f"{path} was written by another version. Run fine_tuning.py again.")
+    return PromptFormat(**{**values, "control_tokens": tuple(values["control_tokens"])})
+
+
+def make_prompt_format(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
+    """Make the prompt format of a model from the settings and its tokenizer."""
+    bos = automatic_bos(tokenizer)
+    if config.format == "alpaca":
+        if not tokenizer.eos_token:
+            raise UserError("The tokenizer has no EOS token, so an Alpaca answer could not end.")
+        before, after, end = _ALPACA_INTRODUCTION, "\n\n### Response:\n", tokenizer.eos_token
+        question = f"{config.instruction}\n\n### Input:\n{TITLE}"
+        with_context = f"{_asked(config.instruction)}\n\n### Input:\n{CONTEXT}"
+    else:
+        before, after, end = _chat_frame(tokenizer)
+        before = before.removeprefix(bos)
+        question = _asked(config.instruction)
+        with_context = f"{question}\n\n{CONTEXT}"
+    return PromptFormat(
+        name=config.format,
+        instruction=config.instruction,
+        title_label=config.title_label,
+        content_label=config.content_label,
+        bos=bos,
+        before=before,
+        question=question,
+        question_with_context=with_context,
+        after=after,
+        end=end,
+        control_tokens=_control_tokens(tokenizer),
+    )
+
+
+def automatic_bos(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the text of the BOS token if the tokenizer adds it to every text by itself, else an empty string."""
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token if tokenizer.bos_token and ids and ids[0] == tokenizer.bos_token_id else ""
+
+
+def prompt_ids(prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Tokenize a prompt with its BOS, as llama.cpp does."""
+    return tokenizer(prompt_format.bos + prompt, add_special_tokens=False)["input_ids"]
+
+
+def end_id(prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of the token that ends an answer."""
+    return tokenizer.convert_tokens_to_ids(prompt_format.end)  # type: ignore[return-value]  # one token has one id
+
+
+@dataclass(frozen=True)
+class TrainingExample:
+    """One tokenized record."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """The same ids, with -100 where nothing is to be learned."""
+    cut: bool
+    """Whether the answer was longer than max_length allows, so that its end is missing."""
+
+
+def training_examples(
+    prompt_format: PromptFormat,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[tuple[str, str]],
+    max_length: int,
+    loss_on: Literal["answer", "all"] = "answer",
+) -> list[TrainingExample | None]:
+    """Tokenize (title, answer) records for training; None where the prompt leaves no room in max_length tokens."""
+    prompts = [prompt_format.prompt(title) for title, _ in records]
+    examples: list[TrainingExample | None] = []
+    for start, ids in answered_ids(prompt_format, tokenizer, prompts, [answer for _, answer in records]):
+        labels = ids if loss_on == "all" else [-100] * start + ids[start:]
+        cut = len(ids) > max_length
+        examples.append(TrainingExample(ids[:max_length], labels[:max_length], cut) if start < max_length else None)
+    return examples
+
+
+def answered_ids(
+    prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str]
+) -> list[tuple[int, list[int]]]:
+    """Tokenize prompts with an answer each; return where the answer starts, and the ids up to the end token.
+
+    The ids of the prompt are those of the generation prompt, token for token.
+    """
+    if not prompts:
+        return []
+    prompts = [prompt_format.bos + prompt for prompt in prompts]
+    texts = [prompt + prompt_format.neutralise(answer.strip()) for prompt, answer in zip(prompts, answers, strict=True)]
+    starts = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    wholes = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for prompt, start, whole in zip(prompts, starts, wholes, strict=True):
+        if whole[: len(start)] != start:
+            raise UserError(
+                f"The tokenizer joins the end of the prompt {prompt[-20:]!r} with the answer, so a model trained on it "
+                "would not know its own prompt. Use --prompt.format alpaca, or a model with another chat template."
+            )
+    end = end_id(prompt_format, tokenizer)
+    return [(len(start), [*whole, end]) for start, whole in zip(starts, wholes, strict=True)]
+
+
+def _asked(instruction: str) -> str:
+    return f"{instruction}: {TITLE}" if instruction else TITLE
+
+
+def _fill(template: str, title: str, context: str = "") -> str:
+    # One pass, so that a title that holds "{context}" is text and not a placeholder.
+    values = {TITLE: title, CONTEXT: context}
+    return re.sub(r"\{title\}|\{context\}", lambda match: values[match[0]], template)
+
+
+def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+    """Return the text before the question, between question and answer, and the end token of a chat template."""
+    if not tokenizer.chat_template:
+        raise UserError("The tokenizer has no chat template: it belongs to a base model. Use --prompt.format alpaca.")
+    question: list[dict[str, Any]] = [{"role": "user", "content": _QUESTION_MARK}]
+    answered = [*question, {"role": "assistant", "content": _ANSWER_MARK}]
+    # What is not tokenized is a text.
+    prompt: str = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)  # type: ignore[assignment]
+    whole: str = tokenizer.apply_chat_template(answered, tokenize=False)  # type: ignore[assignment]
+    before, found, after = prompt.partition(_QUESTION_MARK)
+    _, answer_found, tail = whole.partition(_ANSWER_MARK)
+    if not (found and answer_found and whole.startswith(before)):
+        raise UserError("The chat template of this tokenizer leaves messages out. Use --prompt.format alpaca.")
+    tail = tail.lstrip()
+    ends = [token for token in _control_tokens(tokenizer) if tail.startswith(token)]
+    end = max(ends, key=len) if ends else tokenizer.eos_token
+    if not end:
+        raise UserError("The chat template ends an answer with no control token. Use --prompt.format alpaca.")
+    return before, after, end
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    added = tokenizer.added_tokens_decoder.values()
+    # Phi-3's </s> is one, and is not marked as special.
+    control = {token.content for token in added if token.special or _IN_BRACKETS.fullmatch(token.content)}
+    return tuple(sorted({*control, *tokenizer.all_special_tokens}))

@@ -1,0 +1,1 @@
+"""Retrieval: index, search, and records at hand in a prompt."""

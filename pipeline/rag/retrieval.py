@@ -1,0 +1,179 @@
+"""Find the records that a query is about: by meaning, by words and by title, in one score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise, product
+from typing import TYPE_CHECKING
+
+from config import Condition, RagConfig
+from pipeline.data.cleaning import normalise_title
+from pipeline.data.metadata import Metadata
+from pipeline.models import bundled, devices
+from pipeline.models.loading_errors import loading_errors
+from pipeline.rag import embedding, vector_store
+from pipeline.rag.lexical import LexicalIndex, words_of
+from pipeline.run.manifests import read_manifest
+from pipeline.run.run_folder import VECTORS, WORDS, RunFolder
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
+CANDIDATES = 50  # by meaning, and by words
+RERANKED = 20
+COVERAGE_POWER = 5  # some words in common say little, all of them much
+
+
+@dataclass(frozen=True)
+class Match:
+    """How far the words of a query are in a text."""
+
+    coverage: float
+    """Share of the words that are there, from 0 to 1, each weighted by its inverse document frequency."""
+    order: float
+    """Share of the pairs of neighbouring words that are neighbours there too, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A piece that was found for a query."""
+
+    id: str
+    title: str
+    text: str
+    similarity: float
+    """Of its meaning: the cosine of the angle between its embedding and that of the query."""
+    match: Match
+    """Of its words."""
+    metadata: Metadata = field(default_factory=dict)
+    """Fields of its record beside title and content."""
+
+    @property
+    def score(self) -> float:
+        """Return a quarter of the similarity, and three quarters of what the words say.
+
+        1 is a piece that points in the direction of the query and holds all its words, in their order. A paraphrase, which
+        has hardly a word in common with its record, has a quarter of its similarity. benchmarks/retrieval.py compares
+        this with other ways to rank.
+        """
+        return (self.similarity + (2 + self.match.order) * self.match.coverage**COVERAGE_POWER) / 4
+
+
+def open_retriever(run: RunFolder, config: RagConfig) -> Retriever:
+    """Open what stage 6 has made, and load the models that search in it.
+
+    Raises:
+        UserError: a part of the index is missing, damaged, or not of the last run of stage 6.
+    """
+    indexed = read_manifest(run, "rag_indexing")["metrics"]
+    lexical = LexicalIndex.of_run(run)
+    if config.chroma_host is None:
+        vector_store.require_graph(run, indexed["graph_bytes"])
+    store = vector_store.open_store(run, config, embedding.load_embeddings(config))
+    pieces = indexed["added"] + indexed["unchanged"]
+    parts = {config.chroma_host or run / VECTORS: store.collection.count(), run / WORDS: len(lexical)}
+    for place, held in parts.items():
+        if held != pieces:
+            problem = f"{place} holds {held:,} of the {pieces:,} pieces that rag_indexing.py left."
+            raise run.stage_needed(problem, "rag_indexing", again=True)
+    return Retriever(store, lexical, load_reranker(config.reranker) if config.reranker else None)
+
+
+def load_reranker(name: str) -> CrossEncoder:
+    """Load a cross-encoder, or raise a UserError if there is none of this name."""
+    from sentence_transformers import CrossEncoder
+
+    try:
+        options = {"use_safetensors": True, "dtype": devices.compute_format("embedding").name}
+        return CrossEncoder(bundled.resolve(name), num_labels=1, trust_remote_code=False, model_kwargs=options)
+    except loading_errors() as error:
+        raise embedding.cannot_load("reranker", name, error, "--rag.reranker") from error
+
+
+def word_match(meant: dict[str, list[str]], query: Sequence[str], lexical: LexicalIndex) -> Callable[[str], Match]:
+    """Return a function from a text to how far a query's words are in it.
+
+    Args:
+        meant: for each word of the query, the words that count as it.
+        query: its words, in order.
+        lexical: knows how much a word tells.
+    """
+    weights = {word: max(map(lexical.inverse_document_frequency, words)) for word, words in meant.items()}
+    total = sum(weights.values())
+    pairs = [set(product(meant[first], meant[second])) for first, second in pairwise(query)]
+
+    def match(text: str) -> Match:
+        words = words_of(text)
+        present, neighbours = set(words), set(pairwise(words))
+        held = sum(weight for word, weight in weights.items() if not present.isdisjoint(meant[word]))
+        in_order = sum(not neighbours.isdisjoint(pair) for pair in pairs)
+        return Match(held / total if total else 0.0, in_order / len(pairs) if pairs else 1.0)
+
+    return match
+
+
+def answerable(hits: Sequence[Hit], config: RagConfig) -> bool:
+    """Tell whether a piece fits well enough to answer with."""
+    return any(hit.score >= config.min_score for hit in hits)
+
+
+def none_meets(where: Sequence[str]) -> str:
+    """Return the sentence that says that no record meets some conditions."""
+    return f"No record meets {' and '.join(where)} (--rag.where)."
+
+
+def rerank(reranker: CrossEncoder, query: str, hits: Sequence[Hit]) -> list[Hit]:
+    """Return hits in the order that a cross-encoder gives them."""
+    scores = reranker.predict([(query, f"{hit.title}\n{hit.text}") for hit in hits], show_progress_bar=False)
+    order = sorted(range(len(hits)), key=lambda position: scores[position], reverse=True)
+    return [hits[position] for position in order]
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """Searches by meaning, by words and by title."""
+
+    store: vector_store.VectorStore
+    lexical: LexicalIndex
+    """Has the same pieces as the store."""
+    reranker: CrossEncoder | None = None
+    """Reads the best pieces together with the query and puts them in another order."""
+
+    def fields(self) -> dict[str, list[str]]:
+        """Return the fields that conditions can be on, each with its texts in order (1,000 at most).
+
+        A field of numbers has none.
+        """
+        return self.lexical.fields()
+
+    def search(self, query: str, k: int, where: Sequence[Condition] = ()) -> list[Hit]:
+        """Return the k pieces that fit a query best, the best first; those with exactly its title before all others.
+
+        Args:
+            query: cleaned as the records were.
+            k: how many are wanted; fewer are returned where fewer meet the conditions.
+            where: conditions on the metadata of a record, all of which it must meet.
+
+        Raises:
+            UserError: no record has a field that a condition names.
+        """
+        among = self.lexical.select(where) if where else None
+        meant = self.lexical.expand_query(query, among)
+        vector = self.store.embed(query)
+        nearest = self.store.nearest(vector, max(CANDIDATES, k), None if among is None else list(among.values()))
+        found = {piece.id: piece for piece in nearest}
+        same_title = self.lexical.with_title(query, CANDIDATES, among)
+        by_words = self.lexical.search({word for words in meant.values() for word in words}, CANDIDATES, among)
+        others = [piece_id for piece_id in dict.fromkeys([*same_title, *by_words]) if piece_id not in found]
+        found |= {piece.id: piece for piece in self.store.compared(vector, others)}
+        match = word_match(meant, words_of(query), self.lexical)
+        hits = [
+            Hit(p.id, p.title, p.text, p.similarity, match(f"{p.title} {p.text}"), p.metadata) for p in found.values()
+        ]
+        key = normalise_title(query)
+        hits.sort(key=lambda hit: (normalise_title(hit.title) == key, hit.score), reverse=True)
+        if self.reranker is not None:
+            hits = rerank(self.reranker, query, hits[: max(RERANKED, k)])
+            hits.sort(key=lambda hit: normalise_title(hit.title) == key, reverse=True)  # the order is kept otherwise
+        return hits[:k]

@@ -1,0 +1,1 @@
+"""A run: its folder, the manifests of its stages, its command line."""

@@ -1,0 +1,183 @@
+"""The folder of a run: what lies in it, which stage makes it, and with which command.
+
+Standard library only, since run.py reads it before anything is installed.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import Config, StageName
+from pipeline.run.errors import StageNeeded
+
+RECIPE = "recipe.toml"
+PROCESSED = "trn_processed.json"
+REJECTED = "rejected.jsonl"
+FOUNDATION_ANSWERS = "foundation_answers.json"
+TRAINED_RECORDS = "trn_processed_dataset.json"
+CHECKPOINTS = "checkpoints"
+ADAPTER = "lora_model"
+TRAINING_LOG = "training_log.jsonl"
+LOSS_CURVE = "loss_curve.png"
+FINETUNED_ANSWERS = "finetuned_answers.json"
+MERGED_MODEL = "merged_model"
+GGUF = "*.gguf"
+MODELFILE = "Modelfile"
+PROMPT_FORMAT = "prompt_format.json"
+VECTORS = "chroma"
+WORDS = "lexical.sqlite"
+RAG_ANSWERS = "rag_answers.json"
+RAG_FINETUNED_ANSWERS = "rag_finetuned_answers.json"
+COMPARISON = "comparison.json"
+COMPARISON_TEXT = "comparison.md"
+COMPARISON_PAGE = "comparison.html"
+STUDY = "hyperparameter_search"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file or folder that a stage makes."""
+
+    maker: StageName
+    """The stage that makes it."""
+    meaning: str
+    """What it is, for a user."""
+    is_result: bool = True
+    """Whether a user wants it, or the stages alone."""
+
+
+ARTIFACTS: dict[str, Artifact] = {
+    PROCESSED: Artifact("process_data", "the cleaned records"),
+    REJECTED: Artifact("process_data", "what could not be read, and why", is_result=False),
+    FOUNDATION_ANSWERS: Artifact("foundation_model", "what the base model answers"),
+    TRAINED_RECORDS: Artifact("fine_tuning", "the records that were trained on", is_result=False),
+    CHECKPOINTS: Artifact("fine_tuning", "where an interrupted training goes on", is_result=False),
+    ADAPTER: Artifact("fine_tuning", "the fine-tuned adapter"),
+    TRAINING_LOG: Artifact("fine_tuning", "the loss during the training, as numbers", is_result=False),
+    LOSS_CURVE: Artifact("fine_tuning", "the loss during the training"),
+    FINETUNED_ANSWERS: Artifact("ft_test_trained_model", "what the fine-tuned model answers"),
+    MERGED_MODEL: Artifact("merge_and_convert", "the fine-tuned model, safetensors"),
+    GGUF: Artifact("merge_and_convert", "the fine-tuned model for llama.cpp and Ollama"),
+    MODELFILE: Artifact("merge_and_convert", "for `ollama create`"),
+    PROMPT_FORMAT: Artifact("merge_and_convert", "how the GGUF is asked", is_result=False),
+    VECTORS: Artifact("rag_indexing", "the vector store"),
+    WORDS: Artifact("rag_indexing", "the index of the words", is_result=False),
+    RAG_ANSWERS: Artifact("rag_model_retriever", "what the base model answers with retrieval"),
+    RAG_FINETUNED_ANSWERS: Artifact("rag_model_retriever", "what the fine-tuned model answers with retrieval"),
+    COMPARISON: Artifact("compare_models", "all answers with their figures, for programs", is_result=False),
+    COMPARISON_TEXT: Artifact("compare_models", "the figures, as Markdown", is_result=False),
+    COMPARISON_PAGE: Artifact("compare_models", "all answers side by side, with metrics"),
+    STUDY: Artifact("search_hyperparameters", "the trials of the hyperparameter search"),
+    RECIPE: Artifact("process_data", "the settings of this run; --preset reads them"),
+}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder in which the stages of a run read and write."""
+
+    path: Path
+    """OUTPUT_DIR/RUN."""
+    started_from: str = "demo"
+    """What --preset names: a preset, or the path of a recipe."""
+
+    @classmethod
+    def of(cls, config: Config) -> RunFolder:
+        """Return the folder of a run with these settings."""
+        return cls(config.run_dir, config.started_from)
+
+    def __truediv__(self, name: str) -> Path:
+        """Return the path of something in the folder."""
+        return self.path / name
+
+    def __str__(self) -> str:
+        """Return the path."""
+        return str(self.path)
+
+    def manifest_path(self, stage: StageName) -> Path:
+        """Return where the manifest of a stage lies."""
+        return self.path / "manifests" / f"{stage}.json"
+
+    def has_run(self, stage: StageName) -> bool:
+        """Tell whether a stage has finished here."""
+        return self.manifest_path(stage).exists()
+
+    def command(self, script: str) -> str:
+        """Return the command that runs a script on this folder."""
+        return shell_line(["python", *self.arguments(script)])
+
+    def arguments(self, script: str) -> list[str]:
+        """Return the script's file and the options with which it reads and writes this folder."""
+        parts = [f"{script}.py"]
+        if self.started_from != "demo":
+            parts += ["--preset", self.started_from]
+        is_its_recipe = Path(self.started_from) == self.path / RECIPE
+        if self.path.parent != Path("outputs") and not is_its_recipe:
+            parts += ["--output-dir", str(self.path.parent)]
+        return parts
+
+    def command_again(self, stage: StageName) -> str:
+        """Return the command with which a stage last finished here, or else the one that runs it.
+
+        Its settings are the recorded ones; the folder is this one, since it may have been copied or moved.
+        """
+        try:
+            recorded = json.loads(self.manifest_path(stage).read_text(encoding="utf-8"))["command"]
+            place = recorded.index(f"{stage}.py")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # never finished, or damaged
+            return self.command(stage)
+        program = recorded[:place] or ["python"]
+        return shell_line([*program, *self.arguments(stage), *_without_folder(recorded[place + 1 :])])
+
+    def stage_needed(self, problem: str, stage: StageName, again: bool = False) -> StageNeeded:
+        """Return the error that names the command which mends a problem."""
+        command = self.command_again(stage) if again else self.command(stage)
+        return StageNeeded(problem, stage, command, again)
+
+    def require(self, name: str) -> Path:
+        """Return the path of an artifact, or raise a StageNeeded if it does not exist."""
+        path, maker = self.path / name, maker_of(name)
+        if not path.exists():
+            raise self.stage_needed(f"{path} does not exist yet: {maker}.py makes it.", maker)
+        return path
+
+
+def _without_folder(options: list[str]) -> list[str]:
+    """Return the options of a stage without those that name its run, and without the one that resumes a training."""
+    kept: list[str] = []
+    parts = iter(options)
+    for part in parts:
+        name = part.partition("=")[0].replace("_", "-")
+        if name in ("--preset", "--output-dir"):
+            if "=" not in part:
+                next(parts, None)
+        elif name != "--train.resume":
+            kept.append(part)
+    return kept
+
+
+def maker_of(name: str) -> StageName:
+    """Return the stage that makes an artifact with this name."""
+    return next(artifact.maker for pattern, artifact in ARTIFACTS.items() if fnmatch.fnmatchcase(name, pattern))
+
+
+def shell_line(parts: Iterable[str]) -> str:
+    """Return a command line that can be pasted into a shell.
+
+    Double quotes, where they do, are read by every shell of every system; within them, shells read some characters.
+    """
+    return " ".join(map(_quoted, parts))
+
+
+def _quoted(part: str) -> str:
+    if re.search(r'["$`!]', part) or (os.name != "nt" and "\\" in part):
+        return subprocess.list2cmdline([part]) if os.name == "nt" else shlex.quote(part)
+    return part if re.fullmatch(r"[\w.,:=/\\+-]+", part) else f'"{part}"'

@@ -1,0 +1,79 @@
+"""Decide how a training is done: in which number format, in which precision, in how many passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import Config, ModelConfig
+from pipeline.models import devices, distributed
+from pipeline.models.language_model import Backend
+from pipeline.models.size import model_size
+from pipeline.run.run_folder import CHECKPOINTS
+from pipeline.training import checkpoints, duration, memory
+
+if TYPE_CHECKING:
+    from pipeline.training.batching import Batching
+
+
+def plan_training(config: Config, backend: Backend, train_set: Any) -> tuple[memory.TrainingPlan, Batching]:
+    """Fit a training into memory, and print how.
+
+    Args:
+        config: of the run.
+        backend: what trains.
+        train_set: a datasets.Dataset of tokenized records.
+
+    Returns:
+        how it is done, and how the records are divided into forward passes.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    from pipeline.training.batching import Batching, token_counts
+
+    train, count, lengths = config.train, distributed.device_count(), token_counts(train_set)
+    model, form = config.model, devices.compute_format("training", config.model.compute_dtype)
+    if train.resume:
+        model, form = as_before(model, form, config.run_dir / CHECKPOINTS)
+
+    def batching(passes: int) -> Batching:
+        packed = train.tokens_per_step if train.batching == "packed" else None
+        return Batching(passes, train.seed, train.records_per_step, packed)
+
+    if train.batching == "packed":
+        epochs = 1  # all have the same steps
+    else:
+        epochs = math.ceil(train.max_steps * train.records_per_step / len(lengths) if train.max_steps else train.epochs)
+    size = model_size(model, config.lora)
+    plan = memory.plan_training(
+        size, model, train, backend, distributed.broadcast_from_main(form), count, distributed.least_free_memory(),
+        lambda passes: batching(passes).most_tokens(lengths, epochs),
+    )  # fmt: skip
+    print(f"{plan}\n", flush=True)
+    if not train.resume:
+        duration.warn_if_long(size, plan, train, lengths, devices.machine(devices.best_device()), count)
+    return plan, batching(plan.passes * count)
+
+
+def as_before(
+    model: ModelConfig, form: devices.ComputeFormat, folder: Path
+) -> tuple[ModelConfig, devices.ComputeFormat]:
+    """Return the settings and the number format with the choices of an interrupted run, where these are up to the machine.
+
+    Args:
+        folder: of the checkpoints.
+
+    Raises:
+        UserError: the run computed in a format in which nothing can be trained here.
+    """
+    if model.compute_dtype == "auto":
+        before = checkpoints.recorded_setting(folder, "model.compute_dtype")
+        if before not in ("auto", form.name):
+            devices.require_trainable(before)
+            form = devices.ComputeFormat(before, "as the run that goes on")
+    if model.precision == "auto":
+        model = dataclasses.replace(model, precision=checkpoints.recorded_setting(folder, "model.precision"))
+    return model, form

@@ -1,0 +1,16 @@
+"""Run a script of the project as a user would."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from config import PROJECT_DIR
+
+
+def command(script, *arguments, cwd=PROJECT_DIR, text=""):
+    """Run a script, given with .py, to its end; return what it printed and its exit status."""
+    return subprocess.run(
+        [sys.executable, str(PROJECT_DIR / script), *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, encoding="utf-8", input=text,
+    )  # fmt: skip
