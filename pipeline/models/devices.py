@@ -25,6 +25,7 @@ WORTH_IT = 1.5
 TIMED_LAYER: dict[Device, tuple[int, int, int]] = {  # tokens, inputs, outputs; large enough to keep the device busy
     "cpu": (128, 576, 1536), "mps": (1024, 2048, 2048), "cuda": (4096, 4096, 4096),
 }  # fmt: skip
+MOST_REPETITIONS, TIMED_SECONDS = 30, 0.05
 ANSWERING_SHARE = 1.25  # memory to answer with, over that of the weights
 GIB = 2**30
 
@@ -134,7 +135,10 @@ def machine(device: Device) -> Machine:
 
 @functools.cache
 def product_seconds(device: Device, number_format: NumberFormat, product: Product) -> float:
-    """Return the least seconds of three that a matrix product of a linear layer takes; infinite where it is impossible."""
+    """Return the least seconds that a matrix product of a linear layer takes, of many or as many as there is time for.
+
+    Infinite where it is impossible. The least is what the device can do while nothing else wants it.
+    """
     import torch
 
     generator = torch.Generator(device)  # the random numbers of the program stay as they are
@@ -152,13 +156,16 @@ def product_seconds(device: Device, number_format: NumberFormat, product: Produc
     except TypeError:  # Apple's GPU under an old macOS has no bfloat16
         return math.inf
     left, right = products(inputs, weights, gradient)[product]
-    least = math.inf
-    for _ in range(4):  # the first prepares
+    least, began = math.inf, time.perf_counter()
+    for repetition in range(MOST_REPETITIONS):  # the first prepares
         synchronize()
         started = time.perf_counter()
         left @ right
         synchronize()
-        least = min(least, time.perf_counter() - started)
+        ended = time.perf_counter()
+        least = min(least, ended - started)
+        if repetition and ended - began > TIMED_SECONDS:
+            break
     return least
 
 
