@@ -37,7 +37,7 @@ def run(config: Config, options: AppOptions) -> None:
 
 def main() -> None:
     """Run the page from the command line."""
-    run_stage("app", __doc__, run, None, AppOptions)
+    run_stage("app", __doc__, run, AppOptions)
 
 
 if __name__ == "__main__":

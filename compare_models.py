@@ -95,7 +95,7 @@ def make_notes(config: Config, comparison: Comparison) -> list[str]:
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("compare_models", __doc__, run, "app")
+    run_stage("compare_models", __doc__, run)
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def print_test_queries(
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("fine_tuning", __doc__, run, "ft_test_trained_model")
+    run_stage("fine_tuning", __doc__, run)
 
 
 if __name__ == "__main__":

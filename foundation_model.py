@@ -34,7 +34,7 @@ def run(config: Config) -> Path:
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("foundation_model", __doc__, run, "fine_tuning")
+    run_stage("foundation_model", __doc__, run)
 
 
 if __name__ == "__main__":

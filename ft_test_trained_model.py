@@ -72,7 +72,7 @@ def answer_typed(config: Config, options: TestOptions, data: records.ProcessedDa
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("ft_test_trained_model", __doc__, run, "merge_and_convert", TestOptions)
+    run_stage("ft_test_trained_model", __doc__, run, TestOptions)
 
 
 if __name__ == "__main__":

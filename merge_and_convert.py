@@ -147,7 +147,7 @@ def greedy_generation(config: Config) -> GenerationConfig:
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("merge_and_convert", __doc__, run, "rag_indexing")
+    run_stage("merge_and_convert", __doc__, run)
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ class Census:
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("process_data", __doc__, run, "foundation_model")
+    run_stage("process_data", __doc__, run)
 
 
 if __name__ == "__main__":

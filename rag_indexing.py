@@ -93,7 +93,7 @@ class Loader:
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("rag_indexing", __doc__, run, "rag_search_vs")
+    run_stage("rag_indexing", __doc__, run)
 
 
 if __name__ == "__main__":

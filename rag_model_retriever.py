@@ -96,7 +96,7 @@ def retrieve(config: Config, retriever: retrieval.Retriever, asked: Sequence[que
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("rag_model_retriever", __doc__, run, "compare_models", RetrieverOptions)
+    run_stage("rag_model_retriever", __doc__, run, RetrieverOptions)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def print_hits(hits: list[retrieval.Hit], config: Config) -> None:
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("rag_search_vs", __doc__, run, None, SearchOptions)
+    run_stage("rag_search_vs", __doc__, run, SearchOptions)
 
 
 if __name__ == "__main__":

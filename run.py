@@ -245,10 +245,10 @@ def run_stages(
             left = stages[position:]
             again = ["python", *start.arguments("run"), *settings_of(left, settings), "--from", stage]
             again += ["--to", left[-1]] if left[-1] != list(STAGES)[-1] else []
-            if stage == "fine_tuning" and any((folder / CHECKPOINTS).glob("checkpoint-*")):
-                again.append("--train.resume")
+            resumable = stage == "fine_tuning" and any((folder / CHECKPOINTS).glob("checkpoint-*"))
+            again += ["--train.resume"] if resumable and "--train.resume" not in again else []
             end = "was interrupted. Go" if status == 130 else f"ended with exit status {status}. Mend it and go"
-            print(f"\nrun.py: {script} {end} on with\n    {shell_line(dict.fromkeys(again))}", file=sys.stderr)
+            print(f"\nrun.py: {script} {end} on with\n    {shell_line(again)}", file=sys.stderr)
             sys.exit(status)
     return seconds
 

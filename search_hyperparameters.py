@@ -209,7 +209,7 @@ def summarise(config: Config, study: Study, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run the search from the command line."""
-    run_stage(STAGE, __doc__, run, None)
+    run_stage(STAGE, __doc__, run)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from config import PRESETS, SECTIONS, Config, StageName
 from pipeline.run import manifests, recipe
 from pipeline.run.errors import UsageError, UserError
 from pipeline.run.files import told_if_full
-from pipeline.run.run_folder import RunFolder, shell_line
+from pipeline.run.run_folder import RunFolder, next_stage, shell_line
 
 Options = TypeVar("Options")
 MAKES_MODEL = ("foundation_model", "fine_tuning", "search_hyperparameters")
@@ -114,7 +114,6 @@ def run_stage(
     stage: StageName,
     description: str | None,
     run: Callable[..., Path | None],
-    next_stage: StageName | None,
     options: type[Any] = NoOptions,
 ) -> None:
     """Be the main() of a stage: parse, print the settings, run, print what was written and what comes next.
@@ -131,8 +130,8 @@ def run_stage(
             written = run(config) if options is NoOptions else run(config, own)
         if written is not None and speaks:
             print(f"\nWritten: {written}")
-            if next_stage:
-                print(f"Next:    {next_command(next_stage, config)}")
+            if (following := next_stage(stage)) is not None:
+                print(f"Next:    {next_command(following, config)}")
     except UserError as error:
         print(f"\n{stage}.py: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, UsageError) else 1) from None

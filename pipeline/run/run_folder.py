@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import Config, StageName
+from config import STAGES, Config, StageName
 from pipeline.run.errors import StageNeeded
 
 RECIPE = "recipe.toml"
@@ -162,6 +162,12 @@ def _without_folder(options: list[str]) -> list[str]:
         elif name != "--train.resume":
             kept.append(part)
     return kept
+
+
+def next_stage(stage: StageName) -> StageName | None:
+    """Return the script to run after a stage: the one after it, the page after the last; None after what is no stage."""
+    order: list[StageName] = [*STAGES, "app"]
+    return order[order.index(stage) + 1] if stage in STAGES else None
 
 
 def maker_of(name: str) -> StageName:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ from scripts import command
 
 from config import PRESETS, SECTIONS, STAGES, DataConfig
 from pipeline.run import command_line
-from pipeline.run.run_folder import shell_line
+from pipeline.run.run_folder import RunFolder, shell_line
 
 
 @pytest.mark.parametrize("stage", SECTIONS)
@@ -116,6 +117,26 @@ def test_run_py_passes_each_setting_to_the_stages_that_use_it():
         "model": [["--model.name=x"]],
         "lora": [["--lora.target-modules", "q", "k"]],
     }
+
+
+def test_the_command_with_which_run_py_goes_on_is_taken_by_it_as_it_stands(tmp_path, monkeypatch, capsys):
+    import run
+
+    monkeypatch.setattr(run, "run_to_its_end", lambda command: int("fine_tuning.py" in command[1]))
+    given = ["--data.input", "x y.csv", "--questions.examples", "a", "a", "--train.max-steps", "5"]
+    recipe = tmp_path / "x y" / "recipe.toml"
+    recipe.parent.mkdir()
+    recipe.write_text('run = "x y"', encoding="utf-8")
+    with pytest.raises(SystemExit):
+        run.run_stages(
+            "demo", RunFolder(recipe.parent, str(recipe)), list(STAGES), run.stage_settings(given, list(STAGES))
+        )
+    _, script, *arguments = shlex.split(capsys.readouterr().err.strip().splitlines()[-1])
+    options, rest = run.parse(arguments)
+    settings = run.stage_settings(rest, options.stages)
+    assert script == "run.py" and options.stages == list(STAGES)[2:]
+    assert settings == {"questions": [["--questions.examples", "a", "a"]], "train": [["--train.max-steps", "5"]]}
+    assert run.folder_of(options, settings) == RunFolder(recipe.parent, str(recipe))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
