@@ -75,7 +75,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--from", dest="first", default="1", metavar="STAGE", help="first stage, by number or name")
     parser.add_argument("--to", dest="last", default=str(len(STAGES)), metavar="STAGE", help="last stage")
-    parser.add_argument("--output-dir", type=Path, help="default: outputs")
+    parser.add_argument("--output-dir", "--output_dir", type=Path, help="default: outputs")
     parser.add_argument("--install", action="store_true", help="set up the environment and stop")
     options, rest = parser.parse_known_args(arguments)
     names = list(STAGES)
@@ -142,14 +142,17 @@ def folder_of(options: argparse.Namespace, settings: dict[str, list[list[str]]])
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--data.input", dest="input", type=Path)
     source = parser.parse_known_args(given)[0].input
-    if source is not None and source != start.data.input and options.preset in PRESETS:
+    if source is not None and source.resolve() != start.data.input.resolve() and options.preset in PRESETS:
         start = recipe.named_after(start, source)
     return RunFolder.of(start)
 
 
 def usage_error(problem: str) -> NoReturn:
     """End with a sentence and exit status 2."""
-    print(f"run.py: {problem.rstrip('.')}. See `python run.py --help`.", file=sys.stderr)
+    print(
+        f"run.py: {problem if problem.endswith(('.', '?')) else problem + '.'} See `python run.py --help`.",
+        file=sys.stderr,
+    )
     sys.exit(2)
 
 
@@ -236,7 +239,7 @@ def run_stages(
         script, *arguments = start.arguments(stage)
         arguments += settings_of([stage], settings)
         if stage == "rag_search_vs":
-            arguments += ["--query", example_query(folder)]
+            arguments.append(f"--query={example_query(folder)}")
         print(f"\n[{list(STAGES).index(stage) + 1}/{len(STAGES)}] {script}\n", flush=True)
         started = time.monotonic()
         status = run_to_its_end([str(PYTHON), str(PROJECT_DIR / script), *arguments])

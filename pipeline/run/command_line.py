@@ -77,7 +77,7 @@ def parse(stage: StageName, description: str, options: type[Options], arguments:
     )
     sections = {name: getattr(parsed, name) for name in ("output_dir", *SECTIONS[stage])}
     config = dataclasses.replace(inherited, **sections)
-    if config.data.input != start.data.input and start.started_from in PRESETS:
+    if config.data.input.resolve() != start.data.input.resolve() and start.started_from in PRESETS:
         config = recipe.claim_name_of(config.data.input, config)
     return config, parsed.options
 

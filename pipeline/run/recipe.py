@@ -18,12 +18,12 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from config import PRESETS, SECTIONS, Config, StageName
 from pipeline.run.errors import UsageError, UserError
 from pipeline.run.files import atomic_write
-from pipeline.run.run_folder import RECIPE
+from pipeline.run.run_folder import RECIPE, shell_line
 
 Tables = dict[str, dict[str, Any]]
 HEADER = "The settings of this run, which `python run.py --preset {}` repeats."
@@ -49,7 +49,9 @@ class Recipe:
         import msgspec
 
         default = getattr(self.start, name)
-        given = {key: None if value == "None" else value for key, value in values.items()}
+        hints = get_type_hints(type(default))
+        unset = {key for key, value in values.items() if value == "None" and type(None) in get_args(hints[key])}
+        given = {key: None if key in unset else value for key, value in values.items()}
         try:
             return msgspec.convert({**dataclasses.asdict(default), **given}, type(default), dec_hook=_as_path)
         except msgspec.ValidationError as error:
@@ -87,14 +89,14 @@ def read_recipe(name: str) -> Recipe:
             + _hint(name, PRESETS)
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         values = tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}.") from error
     base, run = values.pop("base", None), values.pop("run", None)
-    if base is not None and base not in PRESETS:
+    if base is not None and (not isinstance(base, str) or base not in PRESETS):
         problem = f"there is no preset {base!r}; the presets are {', '.join(PRESETS)}." + _hint(str(base), PRESETS)
         raise _wrong(path, text, problem, "", "base")
     start = PRESETS[base] if base is not None else Config(name="")
@@ -115,14 +117,22 @@ def read_recipe(name: str) -> Recipe:
 def _named(path: Path, text: str, start: Config, run: object) -> Config:
     """Return the settings under the name of the run: that of the file, or of the folder in which a run has left it."""
     if run is None:
-        if path.stem in PRESETS:
-            raise UsageError(f"{path} has the name of a preset, whose outputs its own would replace. Rename it.")
-        return dataclasses.replace(start, name=path.stem)
-    if not isinstance(run, str) or Path(run).name != run:
+        name = path.stem
+    elif isinstance(run, str) and _is_name(run):
+        name = os.fsdecode(run.encode())
+    else:
         raise _wrong(path, text, "run must be the name of a folder.", "", "run")
-    run = os.fsdecode(run.encode())
-    at_home = path.name == RECIPE and path.resolve().parent.name == run
-    return dataclasses.replace(start, name=run, output_dir=path.parent.parent if at_home else start.output_dir)
+    if run is not None and path.name == RECIPE and (path.parent / "manifests").is_dir():
+        # As it lies now: a run may have been copied or renamed.
+        folder = path.parent if path.parent.name not in ("", "..") else path.resolve().parent
+        return dataclasses.replace(start, name=folder.name, output_dir=folder.parent)
+    if name.casefold() in PRESETS or not _is_name(name):
+        raise UsageError(f"{path} has the name of a preset, whose outputs its own would replace, or none. Rename it.")
+    return dataclasses.replace(start, name=name)
+
+
+def _is_name(text: str) -> bool:
+    return text not in ("", ".", "..") and "\0" not in text and Path(text).name == text
 
 
 def claim_name_of(source: Path, config: Config) -> Config:
@@ -146,21 +156,27 @@ def claim_name_of(source: Path, config: Config) -> Config:
 def named_after(config: Config, source: Path) -> Config:
     """Return the settings under the name of a file, which later stages start from the recipe of the run."""
     plain = source.with_suffix("") if source.suffix.lower() == ".gz" else source
-    name = f"{plain.stem}-data" if plain.stem in PRESETS else plain.stem
+    name = plain.stem if _is_name(plain.stem) else "own"
+    name = f"{name}-data" if name.casefold() in PRESETS else name
     named = dataclasses.replace(config, name=name)
     return dataclasses.replace(named, started_from=str(named.run_dir / RECIPE))
 
 
 def save(config: Config, stage: StageName) -> None:
-    """Write the settings of a stage into recipe.toml in the folder of the run; those of other stages stay."""
+    """Write the settings of a stage into recipe.toml in the folder of the run; those of other stages stay.
+
+    Stage 1 begins a run, and so writes the settings of all stages.
+    """
     import tomlkit
 
     path, settings = config.run_dir / RECIPE, config
-    with contextlib.suppress(UsageError):  # there is none, or it is damaged
-        present = read_recipe(str(path)).config()
-        settings = dataclasses.replace(present, **{name: getattr(config, name) for name in SECTIONS[stage]})
+    if stage != "process_data":
+        with contextlib.suppress(UsageError):  # there is none, or it is damaged
+            present = read_recipe(str(path)).config()
+            settings = dataclasses.replace(present, **{name: getattr(config, name) for name in SECTIONS[stage]})
+    settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, resume=False))
     document = tomlkit.document()
-    document.add(tomlkit.comment(HEADER.format(_name_text(path))))
+    document.add(tomlkit.comment(HEADER.format(_printable(shell_line([_name_text(path)])))))
     document.add("run", tomlkit.item(_name_text(config.name)))
     for section in _sections():
         values = dataclasses.asdict(getattr(settings, section))
@@ -175,7 +191,13 @@ def _sections() -> list[str]:
 
 
 def _as_toml(value: Any) -> Any:
-    return _name_text(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return (
+        _name_text(value.absolute()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def _name_text(name: str | Path) -> str:

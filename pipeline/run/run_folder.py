@@ -118,10 +118,10 @@ class RunFolder:
         """Return the script's file and the options with which it reads and writes this folder."""
         parts = [f"{script}.py"]
         if self.started_from != "demo":
-            parts += ["--preset", self.started_from]
-        is_its_recipe = Path(self.started_from) == self.path / RECIPE
-        if self.path.parent != Path("outputs") and not is_its_recipe:
-            parts += ["--output-dir", str(self.path.parent)]
+            parts += _option("--preset", self.started_from)
+        start, is_default = Path(self.started_from), self.path.parent == Path("outputs")
+        if start != self.path / RECIPE and (start.name == RECIPE or not is_default):
+            parts += _option("--output-dir", str(self.path.parent))
         return parts
 
     def command_again(self, stage: StageName) -> str:
@@ -132,10 +132,10 @@ class RunFolder:
         try:
             recorded = json.loads(self.manifest_path(stage).read_text(encoding="utf-8"))["command"]
             place = recorded.index(f"{stage}.py")
+            again = [*(recorded[:place] or ["python"]), *self.arguments(stage), *_without_folder(recorded[place + 1 :])]
+            return shell_line(again)
         except (OSError, ValueError, LookupError, TypeError, AttributeError):  # never finished, or damaged
             return self.command(stage)
-        program = recorded[:place] or ["python"]
-        return shell_line([*program, *self.arguments(stage), *_without_folder(recorded[place + 1 :])])
 
     def stage_needed(self, problem: str, stage: StageName, again: bool = False) -> StageNeeded:
         """Return the error that names the command which mends a problem."""
@@ -148,6 +148,10 @@ class RunFolder:
         if not path.exists():
             raise self.stage_needed(f"{path} does not exist yet: {maker}.py makes it.", maker)
         return path
+
+
+def _option(name: str, value: str) -> list[str]:
+    return [f"{name}={value}"] if value.startswith("-") else [name, value]
 
 
 def _without_folder(options: list[str]) -> list[str]:

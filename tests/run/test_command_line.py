@@ -125,7 +125,7 @@ def test_the_command_with_which_run_py_goes_on_is_taken_by_it_as_it_stands(tmp_p
     monkeypatch.setattr(run, "run_to_its_end", lambda command: int("fine_tuning.py" in command[1]))
     given = ["--data.input", "x y.csv", "--questions.examples", "a", "a", "--train.max-steps", "5"]
     recipe = tmp_path / "x y" / "recipe.toml"
-    recipe.parent.mkdir()
+    (recipe.parent / "manifests").mkdir(parents=True)
     recipe.write_text('run = "x y"', encoding="utf-8")
     with pytest.raises(SystemExit):
         run.run_stages(

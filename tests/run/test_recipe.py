@@ -6,8 +6,10 @@ import dataclasses
 import json
 import re
 import shlex
+import shutil
 import typing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from scripts import command
@@ -52,6 +54,12 @@ def test_a_recipe_starts_from_a_preset_and_is_the_name_of_its_run(tmp_path):
         "fine_tuning", "", NoOptions, ["--preset", path, "--train.epochs", "3", "--output-dir", str(tmp_path)]
     )
     assert (given.train.epochs, given.run_dir) == (3.0, tmp_path / "faq")
+    assert (
+        recipe.starting_config(
+            write(tmp_path / "bom.toml", "\ufeff[data]\nwrite_title_as = 'None'\n")
+        ).data.write_title_as
+        == "None"
+    )
     assert recipe.starting_config(write(tmp_path / "bare.toml", "")) == Config(
         name="bare", started_from=str(tmp_path / "bare.toml")
     )
@@ -68,6 +76,11 @@ def test_a_recipe_starts_from_a_preset_and_is_the_name_of_its_run(tmp_path):
     ("[answers]\ntemperature = -1\n", 2, r"temperature must be between 0 and"),
     ('train.epochs = "x"\n', 1, r"epochs"),
     ("run = 3\n", 1, "run must be the name of a folder"),
+    ('run = ""\n', 1, "run must be the name of a folder"),
+    ('run = ".."\n', 1, "run must be the name of a folder"),
+    ('run = "a\\u0000b"\n', 1, "run must be the name of a folder"),
+    ('base = ["demo"]\n', 1, "there is no preset"),
+    ('[data]\nwrite_title_as = 3\n', 2, "write_title_as"),
     ('run = "../elsewhere"\n', 1, "run must be the name of a folder"),
 ])  # fmt: skip
 def test_what_is_wrong_in_a_recipe_is_a_usage_error_with_its_line(tmp_path, text, line, sentence):
@@ -97,6 +110,7 @@ def test_a_run_keeps_all_of_its_settings(tmp_path, preset):
         PRESETS[preset], output_dir=tmp_path, name='a "run" \\ é',
         prompt=replace(PRESETS[preset].prompt, instruction='Say "it"\n\\ now\x7f', title_label="商品"),
     )  # fmt: skip
+    (config.run_dir / "manifests").mkdir(parents=True)
     for stage in SECTIONS:
         recipe.save(config, stage)
     path = config.run_dir / "recipe.toml"
@@ -117,10 +131,39 @@ def test_every_setting_that_may_be_unset_is_unset_by_default():
 
 def test_a_stage_keeps_the_settings_of_the_others(tmp_path):
     config = replace(PRESETS["demo"], output_dir=tmp_path)
+    (config.run_dir / "manifests").mkdir(parents=True)
+    path = str(config.run_dir / "recipe.toml")
     recipe.save(replace(config, data=replace(config.data, min_content_chars=7)), "process_data")
-    recipe.save(replace(config, train=TrainConfig(epochs=5)), "fine_tuning")
-    kept = recipe.starting_config(str(config.run_dir / "recipe.toml"))
+    recipe.save(replace(config, train=TrainConfig(epochs=5, resume=True)), "fine_tuning")
+    kept = recipe.starting_config(path)
     assert (kept.data.min_content_chars, kept.train.epochs, kept.gguf) == (7, 5.0, config.gguf)
+    assert not kept.train.resume  # of that one time
+    recipe.save(config, "process_data")  # begins anew
+    assert recipe.starting_config(path) == replace(config, started_from=path)
+
+
+def test_a_run_that_was_copied_is_another_run_and_a_recipe_alone_is_no_preset(tmp_path, monkeypatch):
+    config = replace(PRESETS["demo"], output_dir=tmp_path)
+    (config.run_dir / "manifests").mkdir(parents=True)
+    recipe.save(config, "process_data")
+    copy = tmp_path / "copy"
+    shutil.copytree(config.run_dir, copy)
+    found = recipe.starting_config(str(copy / "recipe.toml"))
+    assert found.run_dir == copy
+    monkeypatch.chdir(copy)
+    assert recipe.starting_config("recipe.toml").run_dir == copy
+    shutil.copyfile(copy / "recipe.toml", tmp_path / "recipe.toml")
+    with pytest.raises(UsageError, match="has the name of a preset"):
+        recipe.starting_config(str(tmp_path / "recipe.toml"))
+    elsewhere = RunFolder(Path("outputs/demo"), "x/demo/recipe.toml")
+    assert elsewhere.command("run") == "python run.py --preset x/demo/recipe.toml --output-dir outputs"
+
+
+@pytest.mark.parametrize(("name", "run"), [
+    ("..csv", "own"), ("...csv", "own"), ("Demo.csv", "Demo-data"), ("a.b.csv", "a.b"), ("x.csv.gz", "x"), (".csv", ".csv"),
+])  # fmt: skip
+def test_the_name_of_the_data_is_the_name_of_a_folder(name, run):
+    assert recipe.named_after(PRESETS["demo"], Path(name)).name == run
 
 
 @pytest.mark.slow
@@ -223,13 +266,13 @@ def test_a_command_is_repeated_with_its_settings_in_the_folder_as_it_lies_now(tm
     options = ["--train.resume", "--preset", "demo", "--output-dir=/old", "--train.epochs", "2"]
     assert repeated(["fine_tuning.py", *options]) == f"python fine_tuning.py {here} --train.epochs 2"
     assert repeated(["accelerate", "launch", "fine_tuning.py"]) == f"accelerate launch fine_tuning.py {here}"
-    for damaged in ([], ["other.py"], {}, 3, None):
+    for damaged in ([], ["other.py"], {}, 3, None, ["fine_tuning.py", 3]):
         assert repeated(damaged) == f"python fine_tuning.py {here}"
 
 
 def test_a_damaged_recipe_of_a_run_is_written_anew(tmp_path):
     config = replace(PRESETS["demo"], output_dir=tmp_path)
-    recipe.save(config, "process_data")
+    (config.run_dir / "manifests").mkdir(parents=True)
     (config.run_dir / "recipe.toml").write_text("[[[", encoding="utf-8")
-    recipe.save(config, "process_data")
+    recipe.save(config, "fine_tuning")
     assert recipe.starting_config(str(config.run_dir / "recipe.toml")).data == config.data
