@@ -12,7 +12,7 @@ from config import Config
 from pipeline.models import adapter, generation, loading, prompts
 from pipeline.models.generation import Answer
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.llama_cpp import GgufModel
+from pipeline.models.llama_cpp import CONTEXT_TOKENS, GgufModel
 from pipeline.models.precision import precision_to_answer
 from pipeline.models.prompts import PromptFormat
 from pipeline.models.trained import adapter_folder, gguf_path, merged_folder, trained_precision
@@ -149,5 +149,5 @@ def open_models(
         loaded = loading.load_base(replace(config.model, name=str(merged)), "16bit", max_length)
         opened["merged"] = TransformersModel(loaded, prompts.load_prompt_format(merged))
     if (gguf := found.get("gguf")) is not None:
-        opened["gguf"] = GgufModel(gguf, prompts.load_prompt_format(gguf.parent), max_length)
+        opened["gguf"] = GgufModel(gguf, prompts.load_prompt_format(gguf.parent), max(max_length, CONTEXT_TOKENS))
     return opened

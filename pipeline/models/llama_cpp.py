@@ -16,13 +16,14 @@ from pipeline.models.generation import Answer
 from pipeline.models.prompts import PromptFormat
 from pipeline.run.errors import UserError
 
+CONTEXT_TOKENS = 4096  # of prompt and answer together, unless more are needed
 _DONE = object()
 
 
 class GgufModel:
     """A GGUF file in llama.cpp. Prompts are texts without BOS: llama.cpp adds it where the file says so."""
 
-    def __init__(self, path: Path, prompt_format: PromptFormat, context_tokens: int = 4096) -> None:
+    def __init__(self, path: Path, prompt_format: PromptFormat, context_tokens: int = CONTEXT_TOKENS) -> None:
         """Load the file.
 
         Args:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from config import PromptConfig
 from pipeline.run.errors import UserError
 from pipeline.run.files import read_json, write_json
+from pipeline.run.run_folder import PROMPT_FORMAT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FILE_NAME = "prompt_format.json"
 TITLE, CONTEXT = "{title}", "{context}"
 _IN_BRACKETS = re.compile(r"<\S+>|\[\S+\]")
 _QUESTION_MARK, _ANSWER_MARK = "QUESTIONxMARK", "ANSWERxMARK"
@@ -81,12 +81,12 @@ class PromptFormat:
 
     def save(self, folder: Path) -> None:
         """Write prompt_format.json."""
-        write_json(folder / FILE_NAME, dataclasses.asdict(self))
+        write_json(folder / PROMPT_FORMAT, dataclasses.asdict(self))
 
 
 def load_prompt_format(folder: Path) -> PromptFormat:
     """Read the prompt format that a model was trained with."""
-    path = folder / FILE_NAME
+    path = folder / PROMPT_FORMAT
     if not path.exists():
         raise UserError(f"{path} is missing, so nobody knows how {folder} was prompted. Run fine_tuning.py again.")
     values = read_json(path)

@@ -23,7 +23,7 @@ from typing import Any, get_args, get_type_hints
 from config import PRESETS, SECTIONS, Config, StageName
 from pipeline.run.errors import UsageError, UserError
 from pipeline.run.files import atomic_write
-from pipeline.run.run_folder import RECIPE, shell_line
+from pipeline.run.run_folder import MANIFESTS, RECIPE, shell_line
 
 Tables = dict[str, dict[str, Any]]
 HEADER = "The settings of this run, which `python run.py --preset {}` repeats."
@@ -122,7 +122,7 @@ def _named(path: Path, text: str, start: Config, run: object) -> Config:
         name = os.fsdecode(run.encode())
     else:
         raise _wrong(path, text, "run must be the name of a folder.", "", "run")
-    if run is not None and path.name == RECIPE and (path.parent / "manifests").is_dir():
+    if run is not None and path.name == RECIPE and (path.parent / MANIFESTS).is_dir():
         # As it lies now: a run may have been copied or renamed.
         folder = path.parent if path.parent.name not in ("", "..") else path.resolve().parent
         return dataclasses.replace(start, name=folder.name, output_dir=folder.parent)

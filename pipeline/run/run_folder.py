@@ -19,6 +19,7 @@ from config import STAGES, Config, StageName
 from pipeline.run.errors import StageNeeded
 
 RECIPE = "recipe.toml"
+MANIFESTS = "manifests"
 PROCESSED = "trn_processed.json"
 REJECTED = "rejected.jsonl"
 FOUNDATION_ANSWERS = "foundation_answers.json"
@@ -104,7 +105,7 @@ class RunFolder:
 
     def manifest_path(self, stage: StageName) -> Path:
         """Return where the manifest of a stage lies."""
-        return self.path / "manifests" / f"{stage}.json"
+        return self.path / MANIFESTS / f"{stage}.json"
 
     def has_run(self, stage: StageName) -> bool:
         """Tell whether a stage has finished here."""
