@@ -9,10 +9,10 @@ comparison.html (one file, nothing else needed to read it).
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from config import Config
 from pipeline.data import records
@@ -21,9 +21,6 @@ from pipeline.evaluation.comparison import Comparison, Score, compare
 from pipeline.rag import embedding
 from pipeline.run import files, manifests, run_folder
 from pipeline.run.command_line import run_stage
-
-if TYPE_CHECKING:
-    from langchain_huggingface import HuggingFaceEmbeddings
 
 COLUMNS = {
     "Foundation": run_folder.FOUNDATION_ANSWERS,
@@ -41,8 +38,11 @@ def run(config: Config) -> Path:
         stages = {column: run_folder.maker_of(name) for column, name in names.items()}
         answered = {column: answers.read(folder, name) for column, name in names.items()}
         older = answers.check_made_from(folder, answered, stages)
-        embeddings = functools.cache(lambda: embedding.load_embeddings(config.rag))  # once, for all columns
-        scores: dict[str, Score] = {"similarity": lambda entries: similarity(embeddings(), entries)}
+        embeddings = embedding.load_embeddings(config.rag)
+        embed = functools.cache(
+            lambda texts: embeddings.embed_documents(list(texts))
+        )  # the references once, for all columns
+        scores: dict[str, Score] = {"similarity": lambda entries: similarity(embed, entries)}
         if config.judge.url is not None:
             scores["judge"] = lambda entries: judge.grade(config.judge, entries)
         commands = {column: folder.command(stage) for column, stage in stages.items()}
@@ -65,11 +65,18 @@ def find_answers(folder: run_folder.RunFolder) -> dict[str, str]:
     return found
 
 
-def similarity(embeddings: HuggingFaceEmbeddings, entries: Sequence[dict[str, Any]]) -> list[float | None]:
-    """Return the cosine between the embeddings of each answer and its reference; None without a reference."""
+def similarity(
+    embed: Callable[[tuple[str, ...]], list[list[float]]], entries: Sequence[dict[str, Any]]
+) -> list[float | None]:
+    """Return the cosine between the embeddings of each answer and its reference; None without a reference.
+
+    Args:
+        embed: returns a vector of length 1 for each text.
+        entries: as in an answers file.
+    """
     compared = [entry for entry in entries if entry["reference"]]
-    answers = embeddings.embed_documents([entry["answer"] for entry in compared])
-    references = embeddings.embed_documents([entry["reference"] for entry in compared])
+    answers = embed(tuple(entry["answer"] for entry in compared))
+    references = embed(tuple(entry["reference"] for entry in compared))
     cosines = iter(
         sum(a * b for a, b in zip(answer, reference, strict=True))
         for answer, reference in zip(answers, references, strict=True)

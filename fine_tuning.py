@@ -100,7 +100,7 @@ def shared_settings(config: Config, data: records.ProcessedData, chosen: memory.
 def load_base(config: Config, chosen: memory.TrainingPlan, metrics: dict[str, Any]) -> language_model.LanguageModel:
     """Load the base model as planned, and tell what the training runs on."""
     base = loading.load_base(config.model, chosen.precision, config.train.max_length, chosen.compute_format)
-    metrics.update(**base.runs_on, precision=chosen.precision)
+    metrics.update(base.runs_on)
     metrics.update(checkpointing=chosen.checkpointing, passes=chosen.passes, tokens_of_largest_pass=chosen.tokens)
     metrics["memory_estimate_gib"] = round(chosen.estimate.total / memory.GIB, 2)
     report.print_environment(base)

@@ -24,12 +24,12 @@ def run(config: Config) -> Path:
     folder = RunFolder.of(config)
     data = records.open_processed(folder)
     with manifests.stage_manifest(config, "foundation_model", [data.path]) as metrics:
-        source = answers.made_from(folder, config.model.name, answers.DATA)
         asked = questions.choose_questions(data, config.questions)
         base = open_models(config, ["foundation"], data.path)["foundation"]
+        source = answers.made_from(folder, config.model.name, base, answers.DATA)
         metrics.update(base.runs_on)
         entries = answering.answer_questions(base, asked, config.answers)
-        return answers.save(folder / FOUNDATION_ANSWERS, base.name, source, config.answers, entries)
+        return answers.save(folder / FOUNDATION_ANSWERS, base, base.name, source, config.answers, entries)
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ import tyro
 
 from config import Config
 from pipeline.data import records
-from pipeline.evaluation import answering, answers, questions
-from pipeline.models.answerer import AnsweringModel, Form, find_form, open_models
+from pipeline.evaluation import answering, answers, general, questions
+from pipeline.models.answerer import AnsweringModel, Form, TransformersModel, find_form, open_models
 from pipeline.models.trained import base_model
 from pipeline.run import manifests
 from pipeline.run.command_line import prompt_lines, run_stage
@@ -50,12 +50,22 @@ def run(config: Config, options: TestOptions) -> Path | None:
         return None
     inputs = [data.path, find_form(config, form, data.path)]
     with manifests.stage_manifest(config, "ft_test_trained_model", inputs) as metrics:
-        source = answers.made_from(folder, base_model(folder), answers.DATA, ADAPTER)
         asked = questions.choose_questions(data, config.questions)
         with closing(open_models(config, [form], data.path)[form]) as model:
             metrics.update(model=model.name, **model.runs_on)
+            source = answers.made_from(folder, base_model(folder), model, answers.DATA, ADAPTER)
             entries = answering.answer_questions(model, asked, config.answers)
-        return answers.save(folder / FINETUNED_ANSWERS, model.name, source, config.answers, entries)
+            read = read_general_texts(config, model)
+        return answers.save(folder / FINETUNED_ANSWERS, model, model.name, source, config.answers, entries, read)
+
+
+def read_general_texts(config: Config, model: AnsweringModel) -> list[dict[str, float]] | None:
+    """Return what the model and its base make of general texts; None where there is no base model to switch to."""
+    if not isinstance(model, TransformersModel) or not model.has_adapter or not config.questions.general:
+        return None
+    texts = general.load_texts(config.questions.general, config.questions.seed)
+    print(f"\nReading {len(texts)} general texts with the adapter and without it", flush=True)
+    return general.compare_with_base(model.loaded, model.prompt_format, texts)
 
 
 def answer_typed(config: Config, options: TestOptions, data: records.ProcessedData, model: AnsweringModel) -> None:

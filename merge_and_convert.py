@@ -8,23 +8,54 @@ checking that base + adapter, merged model and GGUF read the same tokens and cho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from config import Config, GenerationConfig
 from pipeline.data import records
 from pipeline.evaluation import questions
+from pipeline.evaluation.forms import TRAINED, compare_losses
 from pipeline.export import gguf, modelfile, parity
 from pipeline.models import adapter as adapters
 from pipeline.models import bundled, generation, language_model, loading, loading_errors, prompts
+from pipeline.models.generation import Reading
 from pipeline.models.llama_cpp import GgufModel
-from pipeline.models.trained import adapter_folder
+from pipeline.models.trained import adapter_folder, recorded_precision
 from pipeline.run import files, manifests
 from pipeline.run.command_line import run_stage
 from pipeline.run.run_folder import MERGED_MODEL, MODELFILE, PROMPT_FORMAT, RunFolder
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What all forms of the model read, to be compared."""
+
+    answered: list[parity.Passage]
+    """Prompts with the answers that base + adapter gives them, greedily."""
+    validation: list[parity.Passage]
+    """Validation records."""
+
+    def read(self, reader: Callable[[Sequence[int], int], Reading]) -> Readings:
+        """Return what a form of the model makes of them."""
+        return Readings(
+            [reader(p.ids, p.answer_start) for p in self.answered],
+            [reader(p.ids, p.answer_start) for p in self.validation],
+        )
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What a form of the model makes of the texts."""
+
+    answered: list[Reading]
+    validation: list[Reading]
 
 
 @dataclass(frozen=True)
@@ -34,9 +65,9 @@ class Merged:
     folder: Path
     prompt_format: prompts.PromptFormat
     tokenizer: Any
-    passages: list[parity.Passage]
-    adapter_choices: list[list[int]]
-    merged_choices: list[list[int]]
+    texts: Texts
+    trained: Readings
+    merged: Readings
     first_answer: str
 
 
@@ -49,9 +80,8 @@ def run(config: Config) -> Path:
     target = config.run_dir / (config.gguf.file_name or f"model-{config.gguf.type}.gguf")
     inputs, outputs = [adapter, data.path], [MERGED_MODEL, target.name, PROMPT_FORMAT]
     with manifests.stage_manifest(config, "merge_and_convert", inputs, outputs) as metrics:
-        asked = questions.choose_questions(data, config.questions)[: config.gguf.parity_prompts]
         print("Merging …", flush=True)
-        merged = merge(config, adapter, [question.title for question in asked], metrics)
+        merged = merge(config, adapter, data, metrics)
         print(f"Converting to {config.gguf.type} …", flush=True)
         with files.atomic_path(target) as temporary:
             name = gguf.gguf_model_name(config.model.name, merged.tokenizer)
@@ -67,46 +97,80 @@ def run(config: Config) -> Path:
         return target
 
 
-def merge(config: Config, adapter: Path, titles: Sequence[str], metrics: dict[str, Any]) -> Merged:
-    """Write merged_model/, unless it chooses other tokens than base + adapter; note what it chooses."""
+def merge(config: Config, adapter: Path, data: records.ProcessedData, metrics: dict[str, Any]) -> Merged:
+    """Write merged_model/, unless it chooses other tokens than base + adapter; note what it makes of the texts."""
     prompt_format = prompts.load_prompt_format(adapter)
-    base, stored = loading.load_for_merging(config.model)
+    run_folder = RunFolder.of(config)
+    precision = recorded_precision(run_folder)
+    base, stored = loading.load_for_merging(config.model, precision)
     bytes_each = stored.itemsize + gguf.bytes_per_weight(config.gguf.type)
     files.require_space(config.run_dir, base.model.num_parameters() * bytes_each, "The merged model and its GGUF")
-    metrics.update(**base.runs_on, merged_dtype=str(stored).removeprefix("torch."))
     tuned = adapters.load_adapter(base, adapter)
-    passages = [answered_passage(tuned, prompt_format, prompt_format.prompt(title), config) for title in titles]
-    adapter_choices = [generation.greedy_choices(tuned, p.ids, p.answer_start) for p in passages]
+    texts = choose_texts(config, tuned, prompt_format, data)
+    trained = texts.read(functools.partial(generation.read, tuned))
+    rounded = precision == "4bit" and not loading.quantized_files(config.model.name)
+    if rounded and config.merge.base == "original":
+        del base, tuned  # before the others are loaded
+        base, stored = loading.load_for_merging(config.model, "16bit")
+        tuned = adapters.load_adapter(base, adapter)
+    metrics.update(**base.runs_on, trained_in=precision, merged_dtype=str(stored).removeprefix("torch."))
     # Rounded to the format of the files: what is compared is what is saved.
     merged = adapters.merge(tuned, stored)
     language_model.cast_weights(merged.model, merged.compute_format.dtype)
-    merged_choices = [generation.greedy_choices(merged, p.ids, p.answer_start) for p in passages]
-    parity.check_agreement(
-        "base + adapter", adapter_choices, "the merged model", merged_choices, config.gguf.min_agreement
-    )
-    greedy = greedy_generation(config)
-    first = generation.generate(merged, prompt_format, [passages[0].prompt], greedy)[0].text
+    read = texts.read(functools.partial(generation.read, merged))
+    if base.precision == precision:  # other weights choose other tokens
+        least = config.gguf.min_agreement or parity.MIN_AGREEMENT["f16"]
+        parity.check_agreement("base + adapter", trained.answered, "the merged model", read.answered, least)
+    first = generation.generate(merged, prompt_format, [texts.answered[0].prompt], greedy_generation(config))[0].text
     folder = config.run_dir / MERGED_MODEL
     # From here on a GGUF of an earlier run belongs to another model.
-    manifests.withdraw_manifest(RunFolder.of(config), "merge_and_convert")
+    manifests.withdraw_manifest(run_folder, "merge_and_convert")
     with files.atomic_path(folder) as temporary:
-        with loading_errors.quiet_loading():
-            language_model.cast_weights(merged.model, stored)
-            merged.model.save_pretrained(temporary)
-        merged.tokenizer.save_pretrained(temporary)
-        gguf.keep_sentencepiece_model(bundled.resolve(config.model.name), temporary)
-        gguf.complete_tokenizer_config(temporary, merged.tokenizer, prompt_format)
-        prompt_format.save(temporary)
-    return Merged(folder, prompt_format, merged.tokenizer, passages, adapter_choices, merged_choices, first)
+        save_merged(config, merged, stored, prompt_format, temporary)
+    return Merged(folder, prompt_format, merged.tokenizer, texts, trained, read, first)
 
 
-def answered_passage(
-    tuned: language_model.LanguageModel, prompt_format: prompts.PromptFormat, prompt: str, config: Config
-) -> parity.Passage:
-    """Return a prompt with the answer that the model gives it, greedily."""
-    start = prompts.prompt_ids(prompt_format, tuned.tokenizer, prompt)
-    ids = generation.greedy_continuation(tuned, start, config.gguf.parity_tokens)
-    return parity.Passage(prompt, ids, len(start))
+def save_merged(
+    config: Config,
+    merged: language_model.LanguageModel,
+    stored: torch.dtype,
+    prompt_format: prompts.PromptFormat,
+    folder: Path,
+) -> None:
+    """Write the model, its tokenizer, how it is asked, and how its answers are drawn and end."""
+    sampling = {"do_sample": config.generation.temperature > 0}
+    if sampling["do_sample"]:
+        sampling["temperature"] = config.generation.temperature
+    ends = generation.stop_ids(merged, prompt_format)
+    merged.model.generation_config.update(eos_token_id=ends, **{"temperature": 1.0, **sampling})
+    with loading_errors.quiet_loading():
+        language_model.cast_weights(merged.model, stored)
+        merged.model.save_pretrained(folder)
+    merged.tokenizer.save_pretrained(folder)
+    gguf.keep_sentencepiece_model(bundled.resolve(config.model.name), folder)
+    gguf.complete_tokenizer_config(folder, merged.tokenizer, prompt_format)
+    prompt_format.save(folder)
+
+
+def choose_texts(
+    config: Config,
+    tuned: language_model.LanguageModel,
+    prompt_format: prompts.PromptFormat,
+    data: records.ProcessedData,
+) -> Texts:
+    """Return prompts with the model's own answers, up to their end, and validation records."""
+    answered = []
+    for question in questions.choose_questions(data, config.questions)[: config.gguf.parity_prompts]:
+        prompt = prompt_format.prompt(question.title)
+        start = prompts.prompt_ids(prompt_format, tuned.tokenizer, prompt)
+        ids = generation.greedy_continuation(tuned, prompt_format, start, config.gguf.parity_tokens)
+        answered.append(parity.Passage(prompt, ids, len(start)))
+    drawn = data.sample("validation", config.merge.validation_size, config.questions.seed)
+    asked = [prompt_format.prompt(title) for title, _ in drawn]
+    rows = prompts.answered_ids(prompt_format, tuned.tokenizer, asked, [content for _, content in drawn])
+    most = config.merge.validation_tokens
+    validation = [parity.Passage(p, ids[: start + most], start) for p, (start, ids) in zip(asked, rows, strict=True)]
+    return Texts(answered, validation)
 
 
 def check(config: Config, merged: Merged, gguf_file: Path, metrics: dict[str, Any]) -> None:
@@ -115,29 +179,35 @@ def check(config: Config, merged: Merged, gguf_file: Path, metrics: dict[str, An
     def token_ids(prompt: str) -> list[int]:
         return prompts.prompt_ids(merged.prompt_format, merged.tokenizer, prompt)
 
+    answered = merged.texts.answered
     with closing(GgufModel(gguf_file, merged.prompt_format)) as model:
-        parity.check_tokenization([passage.prompt for passage in merged.passages], token_ids, model)
-        gguf_choices = [model.greedy_choices(passage.ids, passage.answer_start) for passage in merged.passages]
-        first = model.generate([merged.passages[0].prompt], greedy_generation(config))[0].text
-    with_adapter = parity.agreement(merged.adapter_choices, merged.merged_choices)
-    with_gguf = parity.agreement(merged.merged_choices, gguf_choices)
+        parity.check_tokenization([passage.prompt for passage in answered], token_ids, model)
+        converted = merged.texts.read(model.read)
+        first = model.generate([answered[0].prompt], greedy_generation(config))[0].text
+    with_adapter = parity.agreement(merged.trained.answered, merged.merged.answered)
+    with_gguf = parity.agreement(merged.merged.answered, converted.answered)
     same = first == merged.first_answer
-    decisions = sum(map(len, gguf_choices))
+    decisions = sum(len(reading.choices) for reading in converted.answered)
+    losses = {TRAINED: merged.trained.validation, "merged model": merged.merged.validation}
+    lines, noted = compare_losses({**losses, f"GGUF in {config.gguf.type}": converted.validation})
     metrics.update(
         tokenization="identical",
         parity_decisions=decisions,
         agreement_adapter_merged=round(with_adapter, 4),
         agreement_merged_gguf=round(with_gguf, 4),
         first_answer_identical=same,
+        validation_loss=noted,
     )
-    print(f"  tokenization of {len(merged.passages)} prompts             identical")
+    print(f"  tokenization of {len(answered)} prompts             identical")
     print(f"  next tokens, base + adapter and merged    {with_adapter:.1%} of {decisions}")
     print(f"  next tokens, merged and GGUF              {with_gguf:.1%} of {decisions}")
     print(f"  first answer, merged and GGUF             {'identical' if same else 'different'}")
     print(f"    merged: {merged.first_answer}\n    GGUF:   {first}")
-    parity.check_agreement(
-        "the merged model", merged.merged_choices, "the GGUF", gguf_choices, config.gguf.min_agreement
-    )
+    print(f"  loss on {len(converted.validation)} validation records, in nats per token")
+    for line in lines:
+        print(f"    {line}")
+    least = config.gguf.min_agreement or parity.MIN_AGREEMENT[config.gguf.type]
+    parity.check_agreement("the merged model", merged.merged.answered, "the GGUF", converted.answered, least)
 
 
 def greedy_generation(config: Config) -> GenerationConfig:

@@ -11,6 +11,7 @@ answer is that this is not in the data. --rag.where retrieves only records that 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -65,13 +66,13 @@ def run(config: Config, options: RetrieverOptions) -> Path | None:
         for form, model in open_models(config, forms, data.path, max_length).items():
             print(f"\nAnswering with {model.name} and retrieval")
             parts = [answers.DATA, answers.INDEX, *([] if form == "foundation" else [ADAPTER])]
-            source = answers.made_from(folder, config.model.name, *parts)
+            source = answers.made_from(folder, config.model.name, model, *parts)
             with reading(), closing(model):
                 entries = answering.answer_questions(model, asked, config.answers, retrieved)
             name = f"{model.name} + retrieval"
             metrics[form] = {"model": name, **model.runs_on}
             path = folder / (RAG_ANSWERS if form == "foundation" else RAG_FINETUNED_ANSWERS)
-            written.append(answers.save(path, name, source, config.answers, entries))
+            written.append(answers.save(path, model, name, source, config.answers, entries))
         print("\nAnswers: " + ", ".join(map(str, written)))
         return written[-1]
 
@@ -87,11 +88,15 @@ def chosen_forms(config: Config) -> list[Form]:
 
 def retrieve(config: Config, retriever: retrieval.Retriever, asked: Sequence[questions.Question]) -> Retrieved:
     """Return what fits each title best, or say that no record meets the conditions."""
-    rag = config.rag
-    found = [retriever.search(question.title, rag.k, rag.conditions) for question in asked]
+    rag, seconds = config.rag, []
+    found = []
+    for question in asked:
+        started = time.perf_counter()
+        found.append(retriever.search(question.title, rag.k, rag.conditions))
+        seconds.append(time.perf_counter() - started)
     if rag.where and not any(found):
         raise UserError(retrieval.none_meets(rag.where))
-    return Retrieved(found, retriever.lexical, rag)
+    return Retrieved(found, seconds, retriever.lexical, rag)
 
 
 def main() -> None:

@@ -23,6 +23,8 @@ class Retrieved:
     """What was retrieved for each of some questions."""
 
     hits: Sequence[Sequence[Hit]]
+    seconds: Sequence[float]
+    """How long that took."""
     lexical: LexicalIndex
     rag: RagConfig
 
@@ -52,9 +54,10 @@ def answer_questions(
     entries = []
     for position, question in enumerate(asked):
         answer = answers[position]
-        entry = {**dataclasses.asdict(question), "answer": answer.text}
+        entry = {**dataclasses.asdict(question), "prompt": texts.get(position), "answer": answer.text}
         entry |= {"tokens": answer.tokens, "ended": answer.ended, "seconds": round(answer.seconds, 4)}
         if retrieved is not None:
+            entry["retrieval_seconds"] = round(retrieved.seconds[position], 4)
             entry |= explain(answer.text, sources.get(position, []), retrieved.lexical)
         if position in texts:
             entry |= model.reference_loss(texts[position], question.reference)

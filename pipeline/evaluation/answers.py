@@ -7,16 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import GenerationConfig, StageName
-from pipeline.models.trained import adapter_digest, base_model
+from config import GenerationConfig, ModelConfig, StageName
+from pipeline.models.answerer import AnsweringModel
+from pipeline.models.prompts import load_prompt_format
+from pipeline.models.trained import adapter_digest, base_model, trained_precision
 from pipeline.run.errors import UserError
 from pipeline.run.files import read_json, write_json
 from pipeline.run.manifests import read_manifest
 from pipeline.run.run_folder import ADAPTER, PROCESSED, RunFolder, maker_of
 
-BASE, DATA, INDEX = "base model", PROCESSED, "index"
+BASE, DATA, INDEX, PROMPT, PRECISION = "base model", PROCESSED, "index", "prompt format", "precision"
 """What answers are made from, beside ADAPTER."""
-OF_IT = {BASE: "base models", DATA: "cleaned records", ADAPTER: "adapters", INDEX: "pieces in the index"}
+OF_IT = {
+    BASE: "base models",
+    DATA: "cleaned records",
+    ADAPTER: "adapters",
+    INDEX: "pieces in the index",
+    PROMPT: "prompt formats",
+    PRECISION: "precisions",
+}
+NAMED = {BASE: " (--model.name): ", PRECISION: ": "}
+"""What stands before the values, where a reader can do something with them."""
+CHOSEN_BY = {PROMPT: ("--prompt.",), PRECISION: ("--model.precision", "--model", "--rag.answer-with")}
+"""Options by which answers come to differ from the training."""
 
 
 @dataclass
@@ -31,10 +44,12 @@ class _Entry:
     title: str
     split: str
     reference: str
+    prompt: str | None
     answer: str
     tokens: int
     ended: bool
     seconds: float
+    retrieval_seconds: float | None = None
     sources: list[_Source] | None = None
     cited: str | None = None
     support: float | None = None
@@ -43,25 +58,37 @@ class _Entry:
 
 
 @dataclass
+class _General:
+    tokens: int
+    base_loss: float
+    tuned_loss: float
+    kl: float
+
+
+@dataclass
 class _Answers:
     """What an answers file must hold."""
 
     model: str
+    runs_on: dict[str, str]
     made_from: dict[str, str]
     generation: dict[str, Any]
     answers: list[_Entry]
+    general: list[_General] | None = None
 
 
-def made_from(run: RunFolder, base: str, *parts: str) -> dict[str, str]:
+def made_from(run: RunFolder, base: str, model: AnsweringModel, *parts: str) -> dict[str, str]:
     """Return what tells whether answers belong together.
 
     Args:
         run: the folder of the run.
         base: name of the base model.
+        model: what answers.
         parts: DATA, ADAPTER, INDEX, where the answers depend on them.
     """
     now = current_sources(run)
-    return {BASE: base, **{part: now[part] for part in parts}}
+    asked = {PROMPT: model.prompt_format.digest, PRECISION: model.runs_on["precision"]}
+    return {BASE: base, **asked, **{part: now[part] for part in parts}}
 
 
 def current_sources(run: RunFolder) -> dict[str, str]:
@@ -71,6 +98,7 @@ def current_sources(run: RunFolder) -> dict[str, str]:
         found[DATA] = read_manifest(run, "process_data")["outputs"].get(DATA)
     if run.has_run("fine_tuning"):
         found |= {ADAPTER: adapter_digest(run), BASE: base_model(run)}
+        found |= {PRECISION: trained_precision(run, ModelConfig()), PROMPT: load_prompt_format(run / ADAPTER).digest}
     if run.has_run("rag_indexing"):
         manifest = read_manifest(run, "rag_indexing")
         rag, tokens = manifest["settings"]["rag"], manifest["metrics"]["chunk_tokens"]
@@ -79,11 +107,18 @@ def current_sources(run: RunFolder) -> dict[str, str]:
 
 
 def save(
-    path: Path, model: str, source: dict[str, str], generation: GenerationConfig, entries: list[dict[str, Any]]
+    path: Path,
+    model: AnsweringModel,
+    name: str,
+    source: dict[str, str],
+    generation: GenerationConfig,
+    entries: list[dict[str, Any]],
+    general: list[dict[str, float]] | None = None,
 ) -> Path:
-    """Write the answers of one model; `source` comes from made_from."""
-    settings = dataclasses.asdict(generation)
-    return write_json(path, {"model": model, "made_from": source, "generation": settings, "answers": entries})
+    """Write the answers of one model; `source` comes from made_from, `general` from compare_with_base."""
+    content: dict[str, Any] = {"model": name, "runs_on": model.runs_on, "made_from": source}
+    content |= {"generation": dataclasses.asdict(generation), "answers": entries, "general": general}
+    return write_json(path, content)
 
 
 def read(run: RunFolder, name: str) -> dict[str, Any]:
@@ -118,13 +153,21 @@ def check_made_from(run: RunFolder, files: dict[str, dict[str, Any]], stages: di
         used = {column: file["made_from"][part] for column, file in files.items() if part in file["made_from"]}
         old = [column for column, value in used.items() if value != now.get(part, value)]
         # What was made alike before needs its own settings again; what differs needs other ones.
-        commands = [run.command_again(stages[c]) for c in old] or [run.command(stages[c]) for c in used]
+        as_trained = CHOSEN_BY.get(part, ())
+        commands = [run.command_again(stages[c], as_trained) for c in old] or [run.command(stages[c]) for c in used]
         again = f"Run {' and '.join(f'`{command}`' for command in dict.fromkeys(commands))} again"
         if len(set(used.values())) > 1:
-            named = f" (--model.name): {', '.join(dict.fromkeys(used.values()))}" if part == BASE else ""
+            named = NAMED[part] + ", ".join(dict.fromkeys(used.values())) if part in NAMED else ""
             raise UserError(f"{' and '.join(used)} come from different {of_it}{named}. {again}, alike.")
         if old and part == ADAPTER:
             raise UserError(f"{' and '.join(old)} come from an adapter that has been trained anew since. {again}.")
         if old and part != BASE:
-            warnings.append(f"{' and '.join(old)} come from {of_it} that have changed since. {again}.")
+            since = "other than the training's" if as_trained else "that have changed since"
+            warnings.append(f"{' and '.join(old)} come from {of_it} {since}. {again}.")
+    formats = {
+        column: file["runs_on"]["compute_dtype"] for column, file in files.items() if "compute_dtype" in file["runs_on"]
+    }
+    if len(set(formats.values())) > 1:
+        each = ", ".join(f"{column} in {name}" for column, name in formats.items())
+        warnings.append(f"The models computed in different number formats: {each}. Give --model.compute-dtype to all.")
     return warnings

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.significance import Figure
+from pipeline.evaluation.significance import Figure, most_answers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -32,7 +32,10 @@ def metric_bars(figures: dict[str, dict[str, Figure | None]]) -> str:
             if figure.low is not None and figure.high is not None:
                 axes.plot([figure.low, figure.high], [row, row], color=INK, linewidth=2, solid_capstyle="butt")
             end = max(figure.value, figure.high or 0)
-            axes.text(end, row, "  " + METRICS[name].form.format(figure.value), va="center", color=INK, fontsize=8)
+            fewer = "" if figure.answers == most_answers(figures[name]) else f" (of {figure.answers})"
+            axes.text(
+                end, row, f"  {METRICS[name].form.format(figure.value)}{fewer}", va="center", color=INK, fontsize=8
+            )
         columns = list(figures[name])
         axes.set_yticks(range(len(columns)), columns if place % across == 0 else [""] * len(columns))
         axes.set_ylim(len(columns) - 0.5, -0.5)

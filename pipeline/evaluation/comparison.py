@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
 from pipeline.evaluation.metrics import METRICS, measure
-from pipeline.evaluation.significance import Difference, Figure, Measures, difference, figure, significant
+from pipeline.evaluation.significance import (
+    Difference,
+    Figure,
+    Measures,
+    difference,
+    figure,
+    sign_test,
+    significant,
+    wilson_interval,
+)
 from pipeline.run.errors import UserError
 
-Score = Callable[[Sequence[dict[str, Any]]], list[float | None]]
+Entries = Sequence[dict[str, Any]]
+Score = Callable[[Entries], list[float | None]]
+Prefer = Callable[[Entries, Entries], list[float | None]]
+"""Returns, for two columns, 1 for each question that the first answers better, 0 for the second, 0.5 for a tie."""
+PREFERRED = "preferred"
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,36 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Preference:
+    """How often a judge prefers the answers of one model to those of another."""
+
+    ours: str
+    theirs: str
+    wins: int
+    """Questions that `ours` answers better."""
+    ties: int
+    losses: int
+    low: float
+    high: float
+    """The interval of the share of the wins."""
+
+    @property
+    def answers(self) -> int:
+        """Return how many questions were judged."""
+        return self.wins + self.ties + self.losses
+
+    def as_finding(self, certain: bool) -> Finding:
+        """Return it as a difference: the share of the wins minus that of the losses."""
+        value = (self.wins - self.losses) / self.answers
+        return Finding(PREFERRED, self.ours, self.theirs, Difference(value, self.answers, self.p), certain)
+
+    @property
+    def p(self) -> float:
+        """Return how likely as many wins or losses are with even chances; ties say nothing."""
+        return float(sign_test(self.wins, self.losses))
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The answers of several models to the same questions, and what they say."""
 
@@ -43,6 +86,7 @@ class Comparison:
     figures: dict[str, dict[str, Figure | None]]
     """For each metric, the figure of each column; only metrics that a column has."""
     findings: list[Finding]
+    preferences: list[Preference]
     questions: list[dict[str, Any]]
     """Title, split, reference, and for each column the entry of its answers file."""
 
@@ -55,17 +99,21 @@ class Comparison:
                 for metric, row in self.figures.items()
             },
             "findings": [{**asdict(finding), "better": finding.better} for finding in self.findings],
+            "preferences": [{**asdict(preference), "p": preference.p} for preference in self.preferences],
             "questions": self.questions,
         }
 
 
-def compare(answers: dict[str, dict[str, Any]], commands: dict[str, str], scores: dict[str, Score]) -> Comparison:
+def compare(
+    answers: dict[str, dict[str, Any]], commands: dict[str, str], scores: dict[str, Score], prefer: Prefer | None = None
+) -> Comparison:
     """Join and measure.
 
     Args:
         answers: for each column, what its answers file holds.
         commands: for each column, the command that makes it.
         scores: functions that need another model, by the measure that they give for each of a list of entries.
+        prefer: a judge of pairs of answers, if one is asked.
 
     Raises:
         UserError: the columns do not answer the same questions with the same settings.
@@ -87,6 +135,8 @@ def compare(answers: dict[str, dict[str, Any]], commands: dict[str, str], scores
         for name, score in scores.items():
             for measured, value in zip(measures[column], score(entries[column]), strict=True):
                 measured[name] = value
+    add_general_texts(answers, measures)
+    preferences = find_preferences(entries, prefer) if prefer is not None else []
     figures = {
         name: {column: figure(metric, measures[column]) for column in answers} for name, metric in METRICS.items()
     }
@@ -94,7 +144,8 @@ def compare(answers: dict[str, dict[str, Any]], commands: dict[str, str], scores
     return Comparison(
         models={column: file["model"] for column, file in answers.items()},
         figures={name: row for name, row in figures.items() if any(row.values())},
-        findings=find_differences(measures),
+        findings=find_differences(measures, preferences),
+        preferences=preferences,
         questions=[
             {key: entries[first][position][key] for key in common}
             | {"answers": {column: _shown(entries[column][position], measures[column][position]) for column in answers}}
@@ -103,8 +154,38 @@ def compare(answers: dict[str, dict[str, Any]], commands: dict[str, str], scores
     )
 
 
-def find_differences(measures: dict[str, list[Measures]]) -> list[Finding]:
-    """Compare every two columns, the later with the earlier, in the metrics in which one can be better."""
+def add_general_texts(answers: dict[str, dict[str, Any]], measures: dict[str, list[Measures]]) -> None:
+    """Add what the fine-tuned model and its base make of general texts, as further rows of their columns."""
+    read = answers.get("Fine-tuned", {}).get("general")
+    if not read:
+        return
+    for column, rows in measures.items():
+        for text in read:
+            row: Measures = {"general_tokens": text["tokens"]}
+            if column == "Foundation":
+                row["general_loss"] = text["base_loss"]
+            if column == "Fine-tuned":
+                row |= {"general_loss": text["tuned_loss"], "kl": text["kl"]}
+            rows.append(row)
+
+
+def find_preferences(entries: Mapping[str, Entries], prefer: Prefer) -> list[Preference]:
+    """Let a judge compare every two columns, the later with the earlier."""
+    found = []
+    for theirs, ours in combinations(entries, 2):
+        judged = [choice for choice in prefer(entries[ours], entries[theirs]) if choice is not None]
+        if judged:
+            wins, losses = judged.count(1.0), judged.count(0.0)
+            ties = len(judged) - wins - losses
+            found.append(Preference(ours, theirs, wins, ties, losses, *wilson_interval(wins, len(judged))))
+    return found
+
+
+def find_differences(measures: dict[str, list[Measures]], preferences: Sequence[Preference] = ()) -> list[Finding]:
+    """Compare every two columns, the later with the earlier, in the metrics in which one can be better.
+
+    All are one family of tests, whether or not they differ, and what a judge prefers is of it.
+    """
     found = [
         (name, ours, theirs, difference(metric, measures[ours], measures[theirs]))
         for theirs, ours in combinations(measures, 2)
@@ -112,8 +193,9 @@ def find_differences(measures: dict[str, list[Measures]]) -> list[Finding]:
         if metric.compared
     ]
     known = [(name, ours, theirs, diff) for name, ours, theirs, diff in found if diff is not None]
-    certain = significant([diff for *_, diff in known])
-    return [Finding(*parts, sure) for parts, sure in zip(known, certain, strict=True)]
+    certain = significant([diff.p for *_, diff in known] + [preference.p for preference in preferences])
+    findings = [Finding(*parts, sure) for parts, sure in zip(known, certain, strict=False)]
+    return findings + [p.as_finding(sure) for p, sure in zip(preferences, certain[len(known) :], strict=True)]
 
 
 def _titles(file: dict[str, Any]) -> set[str]:

@@ -28,6 +28,8 @@ class Metric:
     """Whether the figure is e to the quotient."""
     interval: bool = True
     """Whether its interval means something: the answers of a batch share their time."""
+    yes_no: bool = False
+    """Whether the measure of an answer is 0 or 1, and the figure the share of those with 1."""
     better: int = 0
     """1 if more is better, -1 if less is, 0 if neither."""
     compared: bool = False
@@ -44,16 +46,23 @@ METRICS: dict[str, Metric] = {
         "perplexity", "{:.1f}", "of the reference, given the prompt: how unlikely the model finds each token",
         "reference_loss", "reference_tokens", exponential=True, better=-1, compared=True,
     ),
-    "exact": Metric("exact match", "{:.0%}", "answers with the reference's words, all of them, in order", "exact", better=1, compared=True),
+    "exact": Metric("exact match", "{:.0%}", "answers with the reference's words, all of them, in order", "exact", yes_no=True, better=1, compared=True),
     "judge": Metric("judge", "{:.2f}", "grade that another model gave, 1 to 5", "judge", better=1, compared=True),
-    "retrieved": Metric("right record found", "{:.0%}", "the record of the title was among those retrieved", "retrieved", better=1),
+    "general": Metric(
+        "perplexity of general texts", "{:.1f}", "of texts that have nothing to do with the data; more than the base model's: it has forgotten",
+        "general_loss", "general_tokens", exponential=True, better=-1, compared=True,
+    ),
+    "drift": Metric("drift", "{:.3f}", "KL divergence from the base model on those texts, in nats per token", "kl", "general_tokens"),
+    "preferred": Metric("the judge's choice", "{:.0%}", "questions won less questions lost", "preferred", better=1),
+    "retrieved": Metric("right record found", "{:.0%}", "the record of the title was among those retrieved", "retrieved", yes_no=True, better=1),
     "support": Metric("supported", "{:.0%}", "share of the answer's information that is in the records it was given", "support", better=1),
-    "looping": Metric("in circles", "{:.0%}", "answers that say four words in a row three times", "looping", better=-1, compared=True),
+    "refused": Metric("refused", "{:.0%}", "no record fitted, so that no model was asked", "refused", yes_no=True),
+    "looping": Metric("in circles", "{:.0%}", "answers that say four words in a row three times", "looping", yes_no=True, better=-1, compared=True),
     "distinct_2": Metric("distinct-2", "{:.2f}", "share of an answer's word pairs that differ", "distinct_2"),
-    "ended": Metric("ended by itself", "{:.0%}", "answers that were not cut off at the limit of new tokens", "ended"),
+    "ended": Metric("ended by itself", "{:.0%}", "answers that were not cut off at the limit of new tokens", "ended", yes_no=True),
     "tokens": Metric("tokens per answer", "{:.0f}", "", "tokens"),
-    "seconds": Metric("seconds per answer", "{:.2f}", "the seconds of a batch, shared equally", "seconds", interval=False, better=-1),
-    "tokens_per_second": Metric("tokens/s", "{:.1f}", "", "tokens", "seconds", interval=False, better=1),
+    "seconds": Metric("seconds per answer", "{:.2f}", "the retrieval and a share of the seconds of the batch", "seconds", interval=False, better=-1),
+    "tokens_per_second": Metric("tokens/s", "{:.1f}", "without the retrieval", "tokens", "writing_seconds", interval=False, better=1),
 }  # fmt: skip
 
 
@@ -72,9 +81,9 @@ def measure(entry: dict[str, Any]) -> dict[str, float | None]:
         entry: as in an answers file.
 
     Returns:
-        rouge_l and chrf from 0 to 100: ROUGE-L F1 (Lin 2004) and chrF2 (Popović 2015). exact, looping, ended and
-        retrieved are 0 or 1. None where it does not apply: without a reference, without retrieval, or where an answer
-        has no pair of words.
+        rouge_l and chrf from 0 to 100: ROUGE-L F1 (Lin 2004) and chrF2 (Popović 2015). exact, retrieved, refused, looping and
+        ended are 0 or 1. None where it does not apply: without a reference, without retrieval, where no model was asked, or
+        where an answer has no pair of words.
     """
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import CHRF
@@ -82,15 +91,20 @@ def measure(entry: dict[str, Any]) -> dict[str, float | None]:
     answer, reference = entry["answer"], entry["reference"]
     words = UnicodeTokenizer().tokenize(answer)
     found: dict[str, float | None] = {
-        "looping": float(is_looping(words)),
-        "distinct_2": distinct_2(words),
-        "ended": float(entry["ended"]),
-        "tokens": entry["tokens"],
-        "seconds": entry["seconds"],
+        "seconds": entry["seconds"] + entry.get("retrieval_seconds", 0.0),
         "support": entry.get("support"),
         "reference_loss": entry.get("reference_loss"),
         "reference_tokens": entry.get("reference_tokens"),
     }
+    if entry["prompt"] is not None:
+        found["looping"], found["distinct_2"] = float(is_looping(words)), distinct_2(words)
+        found["ended"], found["tokens"], found["writing_seconds"] = (
+            float(entry["ended"]),
+            entry["tokens"],
+            entry["seconds"],
+        )
+    if "sources" in entry:
+        found["refused"] = float(entry["prompt"] is None)
     if reference:
         rouge = RougeScorer(["rougeL"], tokenizer=UnicodeTokenizer())
         found["rouge_l"] = 100 * rouge.score(reference, answer)["rougeL"].fmeasure

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation import charts
-from pipeline.evaluation.comparison import Comparison, Finding
+from pipeline.evaluation.comparison import Comparison, Finding, Preference
 from pipeline.evaluation.metrics import METRICS, shared_words
-from pipeline.evaluation.significance import CONFIDENCE, FEWEST_ANSWERS, Figure
+from pipeline.evaluation.significance import CONFIDENCE, FEWEST_FOR_INTERVAL, FEWEST_TO_DIFFER, Figure, most_answers
 from pipeline.run import files
 from pipeline.run.run_folder import COMPARISON_PAGE, COMPARISON_TEXT, LOSS_CURVE, RunFolder
 
@@ -75,38 +75,41 @@ def write_report(run: RunFolder, comparison: Comparison, notes: list[str]) -> Pa
 
 
 def figure_rows(comparison: Comparison, short: bool = False) -> list[dict[str, Any]]:
-    """Return one row for each metric: its label, what it means, and for each column its figure with the interval, or half of its width."""
+    """Return one row for each metric: its label, what it means, and for each column its figure with the interval."""
     return [
         {
             "label": METRICS[name].label,
             "meaning": METRICS[name].meaning,
-            "figures": [_figure_text(METRICS[name].form, figure, short) for figure in row.values()],
+            "figures": [_figure_text(METRICS[name].form, figure, short, most_answers(row)) for figure in row.values()],
         }
         for name, row in comparison.figures.items()
     ]
 
 
-def _figure_text(form: str, figure: Figure | None, short: bool) -> str:
+def _figure_text(form: str, figure: Figure | None, short: bool, most: int) -> str:
+    """Return a figure with its interval and, where it is of fewer answers than its neighbour, with their number."""
     if figure is None:
         return "–"
-    if figure.low is None or figure.high is None:
-        return form.format(figure.value)
-    if short:
-        return f"{form.format(figure.value)} ±{form.format((figure.high - figure.low) / 2)}"
-    return f"{form.format(figure.value)} [{form.format(figure.low)}, {form.format(figure.high)}]"
+    text = form.format(figure.value)
+    if figure.low is not None and figure.high is not None:
+        low, high = form.format(figure.low), form.format(figure.high)
+        text += f" {low}–{high}" if short else f" [{low}, {high}]"
+    return text if figure.answers == most else f"{text} ({figure.answers} of {most})"
 
 
 def conclusions(comparison: Comparison) -> list[str]:
     """Return sentences that say what the figures say, and what cannot be told from them."""
     with_reference = sum(bool(question["reference"]) for question in comparison.questions)
-    if not comparison.findings:
-        return [
-            f"{with_reference} titles with a reference are too few to compare models ({FEWEST_ANSWERS} at least, better 100): "
-            "raise --questions.held-out in stages 2, 4 and 8."
-        ]
     lines = [
-        f"In brackets: the interval that holds the figure with {CONFIDENCE:.0%}, by the bootstrap over {with_reference} titles."
+        f"In brackets: the interval that holds the figure with {CONFIDENCE:.0%}, of shares and, from {FEWEST_FOR_INTERVAL} varied "
+        "answers on, of means."
     ]
+    if with_reference < FEWEST_TO_DIFFER:
+        return [
+            *lines,
+            f"{with_reference} titles with a reference are too few to compare models ({FEWEST_TO_DIFFER} at least, better 100): "
+            "raise --questions.held-out in stages 2, 4 and 8.",
+        ]
     for (ours, theirs), group in groupby(comparison.findings, lambda finding: (finding.ours, finding.theirs)):
         findings = list(group)
         parts = []
@@ -118,7 +121,32 @@ def conclusions(comparison: Comparison) -> list[str]:
         if noise:
             parts.append(f"differs by no more than noise in {', '.join(noise)}")
         lines.append(f"{ours} against {theirs}: {'; '.join(parts)}.")
-    return lines
+    lines += [_preference_text(preference) for preference in comparison.preferences]
+    return [*lines, *_forgetting(comparison)]
+
+
+def _preference_text(found: Preference) -> str:
+    return (
+        f"The judge prefers {found.ours} to {found.theirs} in {found.wins} of {found.answers} questions "
+        f"({found.wins / found.answers:.0%} [{found.low:.0%}, {found.high:.0%}]) and the reverse in {found.losses}."
+    )
+
+
+def _forgetting(comparison: Comparison) -> list[str]:
+    """Return a sentence on what the training has made the model forget, if that was measured."""
+    row = comparison.figures.get("general", {})
+    base, tuned = row.get("Foundation"), row.get("Fine-tuned")
+    if base is None or tuned is None:
+        return []
+    found = next(
+        f for f in comparison.findings if (f.metric, f.ours, f.theirs) == ("general", "Fine-tuned", "Foundation")
+    )
+    change = f"the perplexity of {tuned.answers} general texts went from {base.value:.1f} to {tuned.value:.1f}"
+    if not found.certain:
+        return [f"Did it forget? Not that it could be told: {change}, no more than noise."]
+    if tuned.value < base.value:
+        return [f"Did it forget? No: {change}."]
+    return [f"Did it forget? Yes: {change}."]
 
 
 def _difference_text(finding: Finding) -> str:

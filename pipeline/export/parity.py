@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pipeline.models.generation import Reading
 from pipeline.models.llama_cpp import GgufModel
 from pipeline.run.errors import UserError
 
-Choices = Sequence[Sequence[int]]
-"""For each passage, the likeliest next token at each position of its answer."""
+MIN_AGREEMENT = {"f32": 0.95, "f16": 0.95, "bf16": 0.95, "q8_0": 0.9}
+"""By the type of the GGUF, the share of next-token decisions that must agree (docs/gguf.md has the measurements)."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A prompt with the answer that base + adapter gives it, as ids."""
+    """A prompt with an answer, as ids."""
 
     prompt: str
     ids: list[int]
@@ -35,13 +36,15 @@ def check_tokenization(prompts: Sequence[str], token_ids: Callable[[str], list[i
             )
 
 
-def agreement(first: Choices, second: Choices) -> float:
+def agreement(first: Sequence[Reading], second: Sequence[Reading]) -> float:
     """Return the share of next-token decisions that two forms of the model have in common."""
-    pairs = [(a, b) for left, right in zip(first, second, strict=True) for a, b in zip(left, right, strict=True)]
+    pairs = [pair for a, b in zip(first, second, strict=True) for pair in zip(a.choices, b.choices, strict=True)]
     return sum(a == b for a, b in pairs) / len(pairs)
 
 
-def check_agreement(first_name: str, first: Choices, second_name: str, second: Choices, minimum: float) -> None:
+def check_agreement(
+    first_name: str, first: Sequence[Reading], second_name: str, second: Sequence[Reading], minimum: float
+) -> None:
     """Raise a UserError that names the two forms of the model, if they agree less than the minimum."""
     share = agreement(first, second)
     if share < minimum:

@@ -67,7 +67,7 @@ def load_adapter(base: LanguageModel, folder: Path) -> LanguageModel:
     with quiet_loading():
         model = PeftModel.from_pretrained(base.model, str(folder))
     name = f"{base.name} + {folder.name}"
-    return _ready(model, base.tokenizer, base.backend, name, base.compute_format, base.answering_format)
+    return _ready(model, base.tokenizer, base.backend, name, base.precision, base.compute_format, base.answering_format)
 
 
 def answer_after_training(tuned: LanguageModel) -> LanguageModel:

@@ -15,7 +15,7 @@ from pipeline.models.language_model import LanguageModel
 from pipeline.models.llama_cpp import CONTEXT_TOKENS, GgufModel
 from pipeline.models.precision import precision_to_answer
 from pipeline.models.prompts import PromptFormat
-from pipeline.models.trained import adapter_folder, gguf_path, merged_folder, trained_precision
+from pipeline.models.trained import adapter_folder, base_model, gguf_path, merged_folder, trained_precision
 from pipeline.run.run_folder import RunFolder
 
 Form = Literal["foundation", "finetuned", "merged", "gguf"]
@@ -73,6 +73,11 @@ class TransformersModel:
     def runs_on(self) -> dict[str, str]:
         """Return what runs the model, and where, for the manifest."""
         return self.loaded.runs_on
+
+    @property
+    def has_adapter(self) -> bool:
+        """Return whether the model is a base model with an adapter."""
+        return hasattr(self.loaded.model, "disable_adapter")
 
     def count_tokens(self, prompt: str) -> int:
         """Return the tokens of a prompt, BOS included."""
@@ -135,7 +140,8 @@ def open_models(
     opened: dict[Form, AnsweringModel] = {}
     if {"foundation", "finetuned"} & set(forms):
         trained, run = found.get("finetuned"), RunFolder.of(config)
-        precision = trained_precision(run, config.model) if trained else precision_to_answer(config.model)
+        as_trained = run.has_run("fine_tuning") and base_model(run) == config.model.name
+        precision = trained_precision(run, config.model) if as_trained else precision_to_answer(config.model)
         base = loading.load_base(config.model, precision, max_length)
         tuned = adapter.load_adapter(base, trained) if trained else None
         if "foundation" in forms:

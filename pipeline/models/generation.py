@@ -53,7 +53,7 @@ def generate(
 
     torch.manual_seed(config.seed)
     tokenizer = language_model.tokenizer
-    stop_ids = _stop_ids(language_model, prompt_format)
+    ends = stop_ids(language_model, prompt_format)
     answers: dict[int, Answer] = {}
     ids = [prompt_ids(prompt_format, tokenizer, prompt) for prompt in prompts]
     longest = max(map(len, ids), default=0) + config.max_new_tokens
@@ -65,10 +65,10 @@ def generate(
         padded = tokenizer.pad(encoded, padding_side="left", return_tensors="pt").to(language_model.model.device)
         started = time.perf_counter()
         with torch.inference_mode():
-            written = _continued(language_model, **padded, **_generation_arguments(config, stop_ids, tokenizer))
+            written = _continued(language_model, **padded, **_generation_arguments(config, ends, tokenizer))
         seconds = (time.perf_counter() - started) / len(batch)
         for position, row in zip(batch, written[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
-            answers[position] = _answer(row, stop_ids, tokenizer, seconds)
+            answers[position] = _answer(row, ends, tokenizer, seconds)
         advance(len(batch))
     return [answers[position] for position in range(len(ids))]
 
@@ -97,7 +97,7 @@ def stream(
 
     torch.manual_seed(config.seed)
     tokenizer = language_model.tokenizer
-    stop_ids = _stop_ids(language_model, prompt_format)
+    ends = stop_ids(language_model, prompt_format)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids = torch.tensor([prompt_ids(prompt_format, tokenizer, prompt)], device=language_model.model.device)
     failures: list[BaseException] = []
@@ -108,7 +108,7 @@ def stream(
 
     def write() -> None:
         try:
-            arguments = _generation_arguments(config, stop_ids, tokenizer)
+            arguments = _generation_arguments(config, ends, tokenizer)
             arguments["stopping_criteria"] = StoppingCriteriaList([is_closed])
             _continued(language_model, ids, attention_mask=torch.ones_like(ids), streamer=streamer, **arguments)
         except BaseException as error:
@@ -126,6 +126,31 @@ def stream(
         raise failures[0]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a model makes of given text, token by token."""
+
+    choices: list[int]
+    """The token that it finds likeliest at each position, given all that stands before it."""
+    losses: list[float]
+    """The negative log-likelihood of the token that is there, in nats."""
+
+
+def read(language_model: LanguageModel, ids: Sequence[int], start: int) -> Reading:
+    """Return what a model makes of ids[start:], given all that stands before."""
+    import torch
+
+    row = torch.tensor([list(ids)], device=language_model.model.device)
+    expected = row[0, start:]
+    with torch.inference_mode():
+        # Of what stands before, the last token alone has logits that count: it predicts the first.
+        logits = language_model.model(input_ids=row, logits_to_keep=len(expected) + 1).logits[
+            0, -len(expected) - 1 : -1
+        ]
+        losses = torch.nn.functional.cross_entropy(logits.float(), expected, reduction="none")
+    return Reading(logits.argmax(-1).tolist(), losses.tolist())
+
+
 def reference_loss(
     language_model: LanguageModel, prompt_format: PromptFormat, prompt: str, reference: str
 ) -> dict[str, float | int]:
@@ -135,45 +160,31 @@ def reference_loss(
         reference_loss, the sum of the negative log-likelihoods in nats, and reference_tokens, how many they are: the
         first REFERENCE_TOKENS of the reference and its end token. Nothing if there is no reference.
     """
-    import torch
-
     if not reference:
         return {}
     [(start, ids)] = answered_ids(prompt_format, language_model.tokenizer, [prompt], [reference])
-    row = torch.tensor([ids[: start + REFERENCE_TOKENS]], device=language_model.model.device)
-    expected = row[0, start:]
-    with torch.inference_mode():
-        # Of the prompt, the last token alone has logits that count: it predicts the first of the reference.
-        logits = language_model.model(input_ids=row, logits_to_keep=len(expected) + 1).logits[
-            0, -len(expected) - 1 : -1
-        ]
-        loss = torch.nn.functional.cross_entropy(logits.float(), expected, reduction="sum").item()
-    return {"reference_loss": round(loss, 4), "reference_tokens": len(expected)}
+    losses = read(language_model, ids[: start + REFERENCE_TOKENS], start).losses
+    return {"reference_loss": round(sum(losses), 4), "reference_tokens": len(losses)}
 
 
-def greedy_continuation(language_model: LanguageModel, ids: Sequence[int], tokens: int) -> list[int]:
-    """Return ids followed by the likeliest next tokens, as many as asked for, the end token being one like others."""
+def greedy_continuation(
+    language_model: LanguageModel, prompt_format: PromptFormat, ids: Sequence[int], tokens: int
+) -> list[int]:
+    """Return ids followed by the likeliest next tokens: up to the end of the answer, or as many as asked for."""
     import torch
 
     prompt = torch.tensor([list(ids)], device=language_model.model.device)
     with torch.inference_mode():
         written = _continued(
             language_model, prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=tokens,
-            eos_token_id=None, pad_token_id=language_model.tokenizer.pad_token_id, use_cache=True,
+            eos_token_id=stop_ids(language_model, prompt_format), pad_token_id=language_model.tokenizer.pad_token_id,
+            use_cache=True,
         )  # fmt: skip
     return written[0].tolist()
 
 
-def greedy_choices(language_model: LanguageModel, ids: Sequence[int], start: int) -> list[int]:
-    """Return the likeliest token at each position of ids[start:], given all that stands before it."""
-    import torch
-
-    with torch.inference_mode():
-        logits = language_model.model(torch.tensor([list(ids)], device=language_model.model.device)).logits[0]
-    return logits[start - 1 : len(ids) - 1].argmax(-1).tolist()
-
-
-def _stop_ids(language_model: LanguageModel, prompt_format: PromptFormat) -> list[int]:
+def stop_ids(language_model: LanguageModel, prompt_format: PromptFormat) -> list[int]:
+    """Return the tokens that end an answer: the one that was trained, and those of the model's files."""
     return sorted({end_id(prompt_format, language_model.tokenizer), *language_model.stop_ids})
 
 
@@ -184,14 +195,14 @@ def _continued(language_model: LanguageModel, *ids: torch.Tensor, **options: Any
 
 
 def _generation_arguments(
-    config: GenerationConfig, stop_ids: list[int], tokenizer: PreTrainedTokenizerBase
+    config: GenerationConfig, ends: list[int], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     sampling = (
         {"do_sample": True, "temperature": config.temperature} if config.temperature > 0 else {"do_sample": False}
     )
     return {
         "max_new_tokens": config.max_new_tokens,
-        "eos_token_id": stop_ids,
+        "eos_token_id": ends,
         "pad_token_id": tokenizer.pad_token_id,
         **sampling,
     }

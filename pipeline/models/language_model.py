@@ -26,6 +26,8 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     backend: Backend
     name: str
+    precision: Precision
+    """Of the base model's weights."""
     compute_format: ComputeFormat
     """What it computes in, and why."""
     answering_format: ComputeFormat
@@ -52,6 +54,7 @@ class LanguageModel:
         return {
             "backend": self.backend,
             "device": self.device,
+            "precision": self.precision,
             "compute_dtype": form.name,
             "compute_dtype_reason": form.reason,
         }

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from config import GenerationConfig
-from pipeline.models.generation import Answer
+from pipeline.models.generation import Answer, Reading
 from pipeline.models.prompts import PromptFormat
 from pipeline.run.errors import UserError
 
 CONTEXT_TOKENS = 4096  # of prompt and answer together, unless more are needed
+NOT_QUANTIZED = ("all F32", "F16", "BF16")  # as llama.cpp calls them
+FORCING = 1e6  # added to a logit, it leaves no other token a chance
 _DONE = object()
 
 
@@ -43,7 +45,6 @@ class GgufModel:
         parameters.verbosity = -1
         parameters.warmup = False
         self.name, self.prompt_format = path.name, prompt_format
-        self.runs_on = {"backend": "llama.cpp", "device": "cpu"}
         # A proxy of the company network must not be asked for an address of this machine.
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
         try:
@@ -52,6 +53,15 @@ class GgufModel:
             raise UserError(f"llama.cpp cannot load {path} ({error}). Run merge_and_convert.py again.") from error
         # A server that is closed before its loop has begun never ends. This request is answered by the loop.
         self._open(self._server.listening_address + "/slots", timeout=60).close()
+        model = self._get("/v1/models")["data"][0]["meta"]
+        number_format = model["ftype"]
+        self._vocabulary, self._letter = model["n_vocab"], self.tokenize("a")[-1]
+        precision = "16bit" if number_format in NOT_QUANTIZED else number_format
+        self.runs_on = {"backend": "llama.cpp", "device": "cpu", "precision": precision}
+
+    def _get(self, path: str) -> dict[str, Any]:
+        with self._open(self._server.listening_address + path, timeout=60) as response:
+            return json.load(response)
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of a prompt, with BOS where the model has one, control tokens read as such."""
@@ -112,14 +122,24 @@ class GgufModel:
             for part in piece if isinstance(piece, list) else [piece]:
                 yield _checked(part)["choices"][0]["text"]
 
-    def greedy_choices(self, ids: Sequence[int], start: int) -> list[int]:
-        """Return the likeliest token at each position of ids[start:], given all that stands before it."""
-        choices = []
+    def read(self, ids: Sequence[int], start: int) -> Reading:
+        """Return what the model makes of ids[start:], given all that stands before."""
+        choices, losses = [], []
         for position in range(start, len(ids)):
-            # The text of a token that is part of a character is held back, its id is not.
-            request = {"prompt": list(ids[:position]), "n_predict": 1, "temperature": 0.0, "return_tokens": True}
-            choices += self._post("/completion", request)["tokens"]
-        return choices
+            found = self._forced(ids[:position], ids[position], told=1)
+            if found is None:  # the token is a part of a character, which the server holds back, with all it would tell
+                found = self._forced(ids[:position], self._letter, told=self._vocabulary)
+                assert found is not None  # a letter is a character
+                found["logprob"] = next(t["logprob"] for t in found["top_logprobs"] if t["id"] == ids[position])
+            choices.append(found["top_logprobs"][0]["id"])
+            losses.append(-found["logprob"])
+        return Reading(choices, losses)
+
+    def _forced(self, ids: Sequence[int], token: int, told: int) -> dict[str, Any] | None:
+        """Force the next token; return its log-likelihood and those of the likeliest ones, as they were before that."""
+        request = {"prompt": list(ids), "n_predict": 1, "temperature": 0.0, "n_probs": told}
+        reply = self._post("/completion", {**request, "logit_bias": [[token, FORCING]]})
+        return next(iter(reply.get("completion_probabilities", [])), None)
 
     def _complete(self, request: dict[str, Any]) -> dict[str, Any]:
         return _checked(self._server.handle_completions(request))

@@ -21,7 +21,7 @@ from pipeline.run.files import read_json
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 
     from pipeline.models.language_model import CausalModel
 
@@ -115,7 +115,7 @@ def load_base(
             model = _load_with_transformers(path, precision, form.dtype)
     if precision == "16bit":
         model = _dequantized(model)
-    ready = _ready(model, tokenizer, backend, config.name, form, answering)
+    ready = _ready(model, tokenizer, backend, config.name, precision, form, answering)
     if training_format is None:
         set_training(ready, False)
     return ready
@@ -127,20 +127,30 @@ def answering_format(config: ModelConfig, path: str, backend: Backend, precision
     return devices.compute_format("answering", config.compute_dtype, count_parameters(path) if plain else None)
 
 
-def load_for_merging(config: ModelConfig) -> tuple[LanguageModel, torch.dtype]:
+def load_for_merging(config: ModelConfig, precision: Precision) -> tuple[LanguageModel, torch.dtype]:
     """Load the base model on the CPU, ready to answer; return it with the number format of its files.
 
     Files that hold 4-bit weights are dequantized; their number format is the one that config.json names.
+
+    Args:
+        config: which model.
+        precision: that of the training; for 4bit, weights that the files hold in 16 bits are rounded as they were there.
+
+    Raises:
+        UserError: bitsandbytes, which rounds to 4 bits, is not installed.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    path = bundled.resolve(config.name)
+    path, options = bundled.resolve(config.name), {}
     with helpful_loading_errors(config.name), quiet_loading():
         shape = AutoConfig.from_pretrained(path, trust_remote_code=False)
         if not quantized_files(path):
             shape.dtype = None  # the format is that of the weights, whatever config.json says
+            if precision == "4bit":
+                require_bitsandbytes()
+                options["quantization_config"] = four_bits()
         model = AutoModelForCausalLM.from_pretrained(
-            path, config=shape, dtype="auto", device_map="cpu", use_safetensors=True, trust_remote_code=False
+            path, config=shape, dtype="auto", device_map="cpu", use_safetensors=True, trust_remote_code=False, **options
         )
         tokenizer = load_tokenizer(path)
     model, stored = _dequantized(model), model.dtype
@@ -151,7 +161,7 @@ def load_for_merging(config: ModelConfig) -> tuple[LanguageModel, torch.dtype]:
         form = ComputeFormat(stored_name, reason)
     print(f"{config.name} is merged in {form}.", flush=True)
     cast_weights(model, form.dtype)
-    return _ready(model, tokenizer, "transformers", config.name, form, form), stored
+    return _ready(model, tokenizer, "transformers", config.name, precision, form, form), stored
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -162,16 +172,14 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def _load_with_transformers(path: str, precision: Precision, dtype: torch.dtype) -> CausalModel:
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     config, options = AutoConfig.from_pretrained(path, trust_remote_code=False), {}
     if quantized_files(path):
         # What the files name is what the machine that made them was fast in.
         config.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
     elif precision == "4bit":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-        )
+        options["quantization_config"] = four_bits(bnb_4bit_compute_dtype=dtype)
     with quiet_loading():
         return AutoModelForCausalLM.from_pretrained(
             path,
@@ -181,6 +189,22 @@ def _load_with_transformers(path: str, precision: Precision, dtype: torch.dtype)
             use_safetensors=True,
             trust_remote_code=False,
             **options,
+        )
+
+
+def four_bits(**options: Any) -> BitsAndBytesConfig:
+    """Return how weights are rounded to 4 bits: nf4 with double quantization (Dettmers et al. 2023)."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, **options)
+
+
+def require_bitsandbytes() -> None:
+    """Raise a UserError if bitsandbytes, which rounds weights to 4 bits, is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "The model was trained in 4 bits. Merging into the weights that it was trained on needs bitsandbytes: run "
+            "`pip install bitsandbytes`, or give --merge.base original."
         )
 
 
@@ -212,6 +236,7 @@ def _ready(
     tokenizer: PreTrainedTokenizerBase,
     backend: Backend,
     name: str,
+    precision: Precision,
     compute_format: ComputeFormat,
     answering_format: ComputeFormat,
 ) -> LanguageModel:
@@ -222,4 +247,4 @@ def _ready(
     stop_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
     # Sampling defaults of a model's files (top_p, temperature) would mix with ours: --answers decides alone.
     model.generation_config.update(do_sample=False, temperature=1.0, top_p=1.0, top_k=50, max_length=None)
-    return LanguageModel(model, tokenizer, backend, name, compute_format, answering_format, stop_ids)
+    return LanguageModel(model, tokenizer, backend, name, precision, compute_format, answering_format, stop_ids)

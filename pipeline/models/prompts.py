@@ -7,6 +7,8 @@ made once, from the settings and the tokenizer, and saved as prompt_format.json 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +80,11 @@ class PromptFormat:
                 # With all that overlap: replacing one might leave the next.
                 text = re.sub(f"{re.escape(token[0])}(?={re.escape(token[1:])})", r"\g<0> ", text)
         return text
+
+    @property
+    def digest(self) -> str:
+        """Return what is the same for prompts that are worded alike."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write prompt_format.json."""

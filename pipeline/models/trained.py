@@ -39,10 +39,15 @@ def trained_precision(run: RunFolder, model: ModelConfig) -> Precision:
     """Return the precision that is asked for, or else that in which the base model was trained on."""
     if model.precision != "auto":
         return model.precision
+    return recorded_precision(run) if best_device() == "cuda" else "16bit"
+
+
+def recorded_precision(run: RunFolder) -> Precision:
+    """Return the precision that the base model was trained in."""
     trained_in = read_manifest(run, "fine_tuning")["metrics"].get("precision")
     if trained_in is None:
         raise run.stage_needed("The adapter was trained by another version.", "fine_tuning", again=True)
-    return trained_in if best_device() == "cuda" else "16bit"
+    return trained_in
 
 
 def merged_folder(run: RunFolder, data: Path) -> Path:

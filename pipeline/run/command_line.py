@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from config import PRESETS, SECTIONS, Config, StageName
+from config import PRESETS, SECTIONS, Config, PromptConfig, StageName
 from pipeline.run import manifests, recipe
 from pipeline.run.errors import UsageError, UserError
 from pipeline.run.files import told_if_full
@@ -23,6 +23,8 @@ from pipeline.run.run_folder import RunFolder, next_stage, shell_line
 Options = TypeVar("Options")
 MAKES_MODEL = ("foundation_model", "fine_tuning", "search_hyperparameters")
 """Stages that choose a base model; the others use what these have used."""
+OF_THE_MODEL = {"model": ("name",), "prompt": [field.name for field in dataclasses.fields(PromptConfig)]}
+"""Settings, by section, that whoever asks a model must share with what has trained it."""
 OF_THE_INDEX = ("embedding_model", "chroma_host", "collection")
 """Settings of `rag` that whoever searches must share with stage 6."""
 OUT_OF_MEMORY_REMEDY = (
@@ -85,8 +87,8 @@ def parse(stage: StageName, description: str, options: type[Options], arguments:
 def inherit(stage: StageName, config: Config) -> Config:
     """Return the settings with what a later stage must share with earlier ones, as their manifests tell.
 
-    These are the base model that the adapter was trained on, or else that of stage 2, and the embedding model, the server
-    and the collection of the index. The command line may name others; where that cannot be meant, the stage says so.
+    These are the base model and the prompt of the training, or else those of stage 2, and the embedding model, the server and
+    the collection of the index. The command line may name others; where that cannot be meant, the stage says so.
     """
     folder = RunFolder.of(config)
 
@@ -96,9 +98,10 @@ def inherit(stage: StageName, config: Config) -> Config:
             return {name: settings[name] for name in names}
         return {}
 
-    if "model" in SECTIONS[stage] and stage not in MAKES_MODEL:
-        used = recorded("fine_tuning", "model", ["name"]) or recorded("foundation_model", "model", ["name"])
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, **used))
+    for section, names in OF_THE_MODEL.items():
+        if section in SECTIONS[stage] and stage not in MAKES_MODEL:
+            used = recorded("fine_tuning", section, names) or recorded("foundation_model", section, names)
+            config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **used)})
     if "rag" in SECTIONS[stage] and stage != "rag_indexing":
         indexed = recorded("rag_indexing", "rag", OF_THE_INDEX)
         config = dataclasses.replace(config, rag=dataclasses.replace(config.rag, **indexed))

@@ -6,6 +6,7 @@ Standard library only, since run.py reads it before anything is installed.
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import json
 import os
 import re
@@ -125,18 +126,30 @@ class RunFolder:
             parts += _option("--output-dir", str(self.path.parent))
         return parts
 
-    def command_again(self, stage: StageName) -> str:
+    def command_again(self, stage: StageName, as_trained: tuple[str, ...] = ()) -> str:
         """Return the command with which a stage last finished here, or else the one that runs it.
 
         Its settings are the recorded ones; the folder is this one, since it may have been copied or moved.
+
+        Args:
+            stage: name of the script without .py.
+            as_trained: options that are taken from the command of the training instead; `--prompt.` is all of the section.
         """
+        launcher, options = self._recorded(stage)
+        if as_trained:
+            _, trained = self._recorded("fine_tuning")
+            kept = [option for option in options if not _is_one_of(option[0], as_trained)]
+            options = kept + [option for option in trained if _is_one_of(option[0], as_trained)]
+        return shell_line([*launcher, *self.arguments(stage), *itertools.chain(*options)])
+
+    def _recorded(self, stage: StageName) -> tuple[list[str], list[list[str]]]:
+        """Return what a stage last finished with here: what launched it, and its options with their values."""
         try:
-            recorded = json.loads(self.manifest_path(stage).read_text(encoding="utf-8"))["command"]
-            place = recorded.index(f"{stage}.py")
-            again = [*(recorded[:place] or ["python"]), *self.arguments(stage), *_without_folder(recorded[place + 1 :])]
-            return shell_line(again)
+            command = json.loads(self.manifest_path(stage).read_text(encoding="utf-8"))["command"]
+            place = command.index(f"{stage}.py")
+            return command[:place] or ["python"], _options(command[place + 1 :])
         except (OSError, ValueError, LookupError, TypeError, AttributeError):  # never finished, or damaged
-            return self.command(stage)
+            return ["python"], []
 
     def stage_needed(self, problem: str, stage: StageName, again: bool = False) -> StageNeeded:
         """Return the error that names the command which mends a problem."""
@@ -155,18 +168,21 @@ def _option(name: str, value: str) -> list[str]:
     return [f"{name}={value}"] if value.startswith("-") else [name, value]
 
 
-def _without_folder(options: list[str]) -> list[str]:
-    """Return the options of a stage without those that name its run, and without the one that resumes a training."""
-    kept: list[str] = []
-    parts = iter(options)
+def _options(parts: list[str]) -> list[list[str]]:
+    """Return the options of a stage with their values, without those that name its run or resume a training."""
+    options: list[list[str]] = []
     for part in parts:
-        name = part.partition("=")[0].replace("_", "-")
-        if name in ("--preset", "--output-dir"):
-            if "=" not in part:
-                next(parts, None)
-        elif name != "--train.resume":
-            kept.append(part)
-    return kept
+        if part.startswith("--"):
+            options.append([part])
+        else:
+            options[-1].append(part)
+    left_out = ("--preset", "--output-dir", "--train.resume")
+    return [option for option in options if option[0].partition("=")[0].replace("_", "-") not in left_out]
+
+
+def _is_one_of(option: str, names: tuple[str, ...]) -> bool:
+    name = option.partition("=")[0].replace("_", "-")
+    return name in names or (name.partition(".")[0] + ".") in names
 
 
 def next_stage(stage: StageName) -> StageName | None:
