@@ -21,6 +21,12 @@ PHI3_FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 # What a condition can name and Chroma can hold; `text` is what the store calls the text of a piece.
 _METADATA_NAME = re.compile(r"(?!text$|chroma:)\w(?:[^=!<>]*[^=!<>\s])?")
 _COLLECTION_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
+# A server without what may hold a credential: a user, a password, a query.
+_HOST = r"[^\s@:/\\?#\[\]]+"
+_PORT = r"(:\d{1,5})?"
+_SERVER = re.compile(_HOST + _PORT)
+_ADDRESS = re.compile(rf"https?://({_HOST}|\[[0-9a-f:.]+\]){_PORT}(/[^\s@?#\\]*)?", re.IGNORECASE)
+_NO_URL = re.compile(r"(?![a-z][a-z0-9+.-]+:[/\\]).*", re.IGNORECASE | re.DOTALL)  # a drive of Windows is one letter
 _CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(!=|<=|>=|=|<|>)\s*([^=<>\s].*?)\s*", re.DOTALL)
 
 
@@ -64,6 +70,44 @@ def _require_ranges(section: str, config: Any) -> None:
                 _require(least <= number <= greatest, section + name, f"between {least:,} and {greatest:,}", number)
 
 
+_MODEL_RULE = "a folder, or the name of a model, and no URL; a token goes into the environment variable HF_TOKEN"
+_PLACES = {
+    "preset": (_NO_URL, "a preset, or the path of a recipe on this machine, and no URL"),
+    "output_dir": (_NO_URL, "a folder on this machine, and no URL"),
+    "data.input": (_NO_URL, "a file on this machine, and no URL: download what is there"),
+    "gguf.converter": (_NO_URL, "a folder on this machine, and no URL"),
+    "model.name": (_NO_URL, _MODEL_RULE),
+    "rag.embedding_model": (_NO_URL, _MODEL_RULE),
+    "rag.reranker": (_NO_URL, _MODEL_RULE),
+    "rag.chroma_host": (
+        _SERVER,
+        "HOST or HOST:PORT, without a user or a password; credentials go into Chroma's environment variables "
+        "CHROMA_CLIENT_AUTH_PROVIDER and CHROMA_CLIENT_AUTH_CREDENTIALS",
+    ),
+    "judge.url": (
+        _ADDRESS,
+        "an address such as http://127.0.0.1:11434/v1, without a user, a password or a query; a key goes into the "
+        "environment variable OPENAI_API_KEY",
+    ),
+}
+"""What says where something is: what each may be, and how that is told."""
+
+
+def require_place(setting: str, value: object) -> None:
+    """Raise a ValueError if a setting says where something is in a form that may hold a credential.
+
+    Settings are printed and recorded, so the text of the error does not repeat the value.
+
+    Args:
+        setting: as in `judge.url`; one that says nothing of the kind may have any value.
+        value: None says nothing either.
+    """
+    if setting in _PLACES and value is not None:
+        allowed, rule = _PLACES[setting]
+        if not allowed.fullmatch(str(value)):
+            raise ValueError(f"{setting} must be {rule}.")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The raw records and how they are cleaned (stage 1)."""
@@ -96,6 +140,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require_ranges("data.", self)
+        require_place("data.input", self.input)
         held_out = self.validation_fraction + self.test_fraction
         _require(held_out < 1, "data.validation_fraction + data.test_fraction", "less than 1", held_out)
         _require(
@@ -148,6 +193,9 @@ class ModelConfig:
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format that the model computes in, and that weights which are not quantized are held in; auto takes what the
     device is fast in, and says which and why. Stage 5 merges in float32."""
+
+    def __post_init__(self) -> None:
+        require_place("model.name", self.name)
 
 
 @dataclass(frozen=True)
@@ -327,6 +375,7 @@ class GgufConfig:
 
     def __post_init__(self) -> None:
         _require_ranges("gguf.", self)
+        require_place("gguf.converter", self.converter)
         if self.file_name is not None:
             plain = self.file_name.endswith(".gguf") and Path(self.file_name).name == self.file_name
             _require(plain, "gguf.file_name", "a plain file name that ends in .gguf", self.file_name)
@@ -401,6 +450,8 @@ class RagConfig:
 
     def __post_init__(self) -> None:
         _require_ranges("rag.", self)
+        for name in ("embedding_model", "reranker", "chroma_host"):
+            require_place(f"rag.{name}", getattr(self, name))
         if self.chunk_tokens is not None:
             enough = self.chunk_tokens > self.chunk_overlap_tokens
             _require(enough, "rag.chunk_tokens", "greater than rag.chunk_overlap_tokens", self.chunk_tokens)
@@ -426,6 +477,7 @@ class JudgeConfig:
     """Name of the model there."""
 
     def __post_init__(self) -> None:
+        require_place("judge.url", self.url)
         _require(self.url is None or bool(self.model), "judge.model", "the name of a model of --judge.url", self.model)
 
 
@@ -489,6 +541,9 @@ class Config:
     rag: RagConfig = field(default_factory=RagConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    def __post_init__(self) -> None:
+        require_place("output_dir", self.output_dir)
 
     @property
     def run_dir(self) -> Path:

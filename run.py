@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import difflib
 import hashlib
 import json
@@ -27,7 +26,7 @@ from typing import NoReturn
 if sys.version_info < (3, 11):
     sys.exit(f"Python 3.11 or later is needed; this is {platform.python_version()}.")
 
-from config import PRESETS, PROJECT_DIR, STAGES, section_fields
+from config import PRESETS, PROJECT_DIR, STAGES, require_place, section_fields
 from pipeline.run import recipe
 from pipeline.run.errors import UserError
 from pipeline.run.run_folder import ARTIFACTS, CHECKPOINTS, FOUNDATION_ANSWERS, PROCESSED, RunFolder, shell_line
@@ -130,14 +129,27 @@ def stage_settings(arguments: list[str], stages: list[str]) -> dict[str, list[li
             usage_error(f"{name} is used by none of the stages {', '.join(stages)}")
         group = [argument]
         settings.setdefault(section, []).append(group)
+    for group in (group for groups in settings.values() for group in groups):
+        check_places(group)
     return settings
+
+
+def check_places(group: list[str]) -> None:
+    """End the program for a place that may hold a credential: a stage would too, but after the stages before it."""
+    first, *values = group
+    name, _, value = first.removeprefix("--").partition("=")
+    for given in {value, *values} - {"", "None"}:
+        try:
+            require_place(name.replace("-", "_"), given)
+        except ValueError as error:
+            usage_error(str(error))
 
 
 def folder_of(options: argparse.Namespace, settings: dict[str, list[list[str]]]) -> RunFolder:
     """Return the folder of the run: that of the preset, of the recipe, or of the user's own data."""
     start = recipe.unchecked_start(options.preset)
     if options.output_dir is not None:
-        start = dataclasses.replace(start, output_dir=options.output_dir)
+        start = recipe.with_outputs_in(options.output_dir, start)
     given = [part for group in settings.get("data", []) for part in group]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--data.input", dest="input", type=Path)

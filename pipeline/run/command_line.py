@@ -39,7 +39,7 @@ def starting_point(arguments: list[str]) -> Config:
     parser.add_argument("--output-dir", "--output_dir", type=Path, nargs="?")
     given, _ = parser.parse_known_args(arguments)
     config = recipe.starting_config(given.preset)
-    return dataclasses.replace(config, output_dir=given.output_dir) if given.output_dir else config
+    return recipe.with_outputs_in(given.output_dir, config) if given.output_dir else config
 
 
 def parse(stage: StageName, description: str, options: type[Options], arguments: list[str]) -> tuple[Config, Options]:

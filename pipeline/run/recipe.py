@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from config import PRESETS, SECTIONS, Config, StageName
+from config import PRESETS, SECTIONS, Config, StageName, require_place
 from pipeline.run.errors import UsageError, UserError
 from pipeline.run.files import atomic_write
 from pipeline.run.run_folder import MANIFESTS, RECIPE, shell_line
@@ -76,6 +76,14 @@ def unchecked_start(name: str) -> Config:
     return PRESETS[name] if name in PRESETS else read_recipe(name).start
 
 
+def with_outputs_in(folder: Path, config: Config) -> Config:
+    """Return the settings with another --output-dir, or raise a UsageError if that can be none."""
+    try:
+        return dataclasses.replace(config, output_dir=folder)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 def read_recipe(name: str) -> Recipe:
     """Read a recipe and check its names.
 
@@ -83,6 +91,10 @@ def read_recipe(name: str) -> Recipe:
         UsageError: it cannot be read, or names what does not exist.
     """
     path = Path(name)
+    try:
+        require_place("preset", name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if path.suffix != ".toml":
         raise UsageError(
             f"There is no preset {name!r}; choose from {', '.join(PRESETS)}, or name a recipe, a file that ends in .toml."
