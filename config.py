@@ -468,17 +468,22 @@ class RagConfig:
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """A language model that grades the answers (stage 9)."""
+    """A language model that judges the answers (stage 9)."""
 
     url: str | None = None
     """Address of a server that speaks OpenAI's protocol, such as http://127.0.0.1:11434/v1; None asks no judge. The texts
     of the comparison are sent there. Its key is read from the environment variable OPENAI_API_KEY."""
     model: str = ""
     """Name of the model there."""
+    pairwise: bool = False
+    """Beside grading each answer, say of every two models whose answer is better: two requests for each title, in both
+    orders."""
 
     def __post_init__(self) -> None:
         require_place("judge.url", self.url)
         _require(self.url is None or bool(self.model), "judge.model", "the name of a model of --judge.url", self.model)
+        rule = "the address of a server where judge.model or judge.pairwise is set"
+        _require(self.url is not None or not (self.model or self.pairwise), "judge.url", rule, self.url)
 
 
 @dataclass(frozen=True)

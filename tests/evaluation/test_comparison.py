@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 import compare_models
-from config import PRESETS, JudgeConfig
-from pipeline.evaluation.judge import grade
+from config import PRESETS
 from pipeline.evaluation.leakage import find_leakage
 from pipeline.evaluation.metrics import METRICS, distinct_2, is_looping, measure, shared_words
 from pipeline.evaluation.significance import Difference, difference, figure, significant
@@ -128,46 +124,6 @@ def test_words_of_the_reference_are_marked_in_their_order():
     marked = shared_words("the cat sat on the mat", "A cat, sat <b>under</b> the Mat")
     assert "".join(piece for piece, _ in marked) == "A cat, sat <b>under</b> the Mat"
     assert [piece for piece, shared in marked if shared] == ["cat, sat", "the Mat"]
-
-
-@pytest.fixture
-def judge_server():
-    """The address of a server that grades with the length of the answer, and what it was sent."""
-    requests = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            requests.append((request, self.headers["Authorization"]))
-            asked = json.loads(request["messages"][1]["content"])
-            body = {"choices": [{"message": {"role": "assistant", "content": f"{asked['answer']}\n"}, "index": 0}]}
-            status = 200 if request["model"] == "good" else 404
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", requests
-    server.shutdown()
-
-
-def test_a_judge_grades_what_has_a_reference(judge_server, monkeypatch):
-    url, requests = judge_server
-    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
-    judge = JudgeConfig(url, "good")
-    assert grade(judge, [entry("4"), entry("5", ""), entry("no idea"), entry("I think 2.")]) == [4, None, None, 2]
-    assert [key for _, key in requests] == ["Bearer secret-key"] * 3
-    with pytest.raises(UserError, match="no grade at all"):
-        grade(judge, [entry("no idea")])
-    with pytest.raises(UserError, match=r"judge at .* failed: .*404.*--judge\.model"):
-        grade(JudgeConfig(url, "missing"), [entry("4")])
-    with pytest.raises(ValueError, match=r"judge\.model must be"):
-        JudgeConfig(url)
 
 
 def write_answers(config, file, entries, **values):
