@@ -46,7 +46,8 @@ def run(config: Config) -> Path:
         if config.judge.url is not None:
             scores["judge"] = lambda entries: judge.grade(config.judge, entries)
         commands = {column: folder.command(stage) for column, stage in stages.items()}
-        comparison = compare(answered, commands, scores)
+        prefer = functools.partial(judge.prefer, config.judge) if config.judge.pairwise else None
+        comparison = compare(answered, commands, scores, prefer)
         notes = [*older, *make_notes(config, comparison)]
         metrics.update(comparison.as_json()["figures"])
         report.print_report(comparison, notes)

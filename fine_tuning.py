@@ -16,7 +16,7 @@ from typing import Any
 
 from config import Config
 from pipeline.data import records
-from pipeline.evaluation import questions
+from pipeline.evaluation import answers, questions
 from pipeline.models import (
     adapter,
     bundled,
@@ -56,6 +56,7 @@ def run(config: Config) -> Path:
             train_set, validation_set = dataset.build_datasets(config, data, tokenizer, prompt_format, metrics)
             asked = questions.choose_questions(data, config.questions)
         chosen, batching = plan.plan_training(config, backend, train_set)
+        warn_of_answers_in_another_precision(folder, chosen)
         base = load_base(config, chosen, metrics)
         tuned = adapter.add_adapter(base, config.lora, config.train.seed, chosen.checkpointing)
         report.print_parameters(tuned, metrics)
@@ -95,6 +96,18 @@ def shared_settings(config: Config, data: records.ProcessedData, chosen: memory.
     settings["model"].update(precision=chosen.precision, compute_dtype=chosen.compute_format.name)
     flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
     return {**flat, "data": data.digest}
+
+
+def warn_of_answers_in_another_precision(folder: RunFolder, chosen: memory.TrainingPlan) -> None:
+    """Print that stage 2 must answer again where it has answered in another precision: stage 9 compares like with like."""
+    if not folder.has_run("foundation_model"):
+        return
+    answered_in = manifests.read_manifest(folder, "foundation_model")["metrics"].get("precision")
+    if answered_in not in (None, chosen.precision):
+        again = folder.command_again("foundation_model", answers.CHOSEN_BY[answers.PRECISION])
+        print(
+            f"Stage 2 has answered in {answered_in}, and this training is in {chosen.precision}. Run `{again}` after it.\n"
+        )
 
 
 def load_base(config: Config, chosen: memory.TrainingPlan, metrics: dict[str, Any]) -> language_model.LanguageModel:

@@ -73,9 +73,9 @@ def most_answers(row: dict[str, Figure | None]) -> int:
 def difference(
     metric: Metric, ours: Sequence[Measures], theirs: Sequence[Measures], seed: int = 3407
 ) -> Difference | None:
-    """Compare the answers of two models to the same questions; None where they have no measure in common."""
+    """Compare the answers of two models to the same questions; None where fewer than two have the measure in both."""
     a, b = _known(_pairs(metric, ours), _pairs(metric, theirs))
-    if not a.imag.sum() or not b.imag.sum():
+    if len(a) < 2 or not a.imag.sum() or not b.imag.sum():
         return None
     value = float(_quotient(metric, a) - _quotient(metric, b))
     return Difference(value, len(a), float(p_value(metric, a, b, seed)))
@@ -142,7 +142,7 @@ def _studentized_interval(metric: Metric, pairs: numpy.ndarray, seed: int) -> In
         drawn_quotient, drawn_error = _quotient_and_error(drawn, axis)
         return (drawn_quotient - quotient) / drawn_error
 
-    with numpy.errstate(divide="ignore"):  # where all that were drawn are alike
+    with numpy.errstate(divide="ignore", invalid="ignore"):  # where all that were drawn are alike
         found = bootstrap(
             (pairs,), pivot, vectorized=True, n_resamples=RESAMPLES, batch=max(1, VALUES_AT_A_TIME // len(pairs)),
             method="percentile", confidence_level=CONFIDENCE, rng=seed,

@@ -137,7 +137,7 @@ def load_for_merging(config: ModelConfig, precision: Precision) -> tuple[Languag
         precision: that of the training; for 4bit, weights that the files hold in 16 bits are rounded as they were there.
 
     Raises:
-        UserError: bitsandbytes, which rounds to 4 bits, is not installed.
+        UserError: bitsandbytes, which rounds to 4 bits, is needed and not installed.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -203,8 +203,7 @@ def require_bitsandbytes() -> None:
     """Raise a UserError if bitsandbytes, which rounds weights to 4 bits, is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            "The model was trained in 4 bits. Merging into the weights that it was trained on needs bitsandbytes: run "
-            "`pip install bitsandbytes`, or give --merge.base original."
+            "The adapter was trained on weights of 4 bits, which only bitsandbytes can restore. Run `pip install bitsandbytes`."
         )
 
 

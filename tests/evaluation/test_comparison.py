@@ -8,16 +8,16 @@ from dataclasses import replace
 import pytest
 
 import compare_models
-from config import PRESETS
+from config import PRESETS, JudgeConfig
 from pipeline.evaluation.leakage import find_leakage
 from pipeline.evaluation.metrics import METRICS, distinct_2, is_looping, measure, shared_words
-from pipeline.evaluation.significance import Difference, difference, figure, significant
+from pipeline.evaluation.significance import figure
 from pipeline.run import files
 from pipeline.run.errors import UserError
 
 
 def entry(answer, reference="the cat sat on the mat", **values):
-    return {"title": "t", "split": "test", "reference": reference, "answer": answer, "tokens": 6, "ended": True,
+    return {"title": "t", "split": "test", "reference": reference, "prompt": "p", "answer": answer, "tokens": 6, "ended": True,
             "seconds": 0.5, **values}  # fmt: skip
 
 
@@ -58,52 +58,6 @@ def test_the_right_record_is_looked_for_by_title():
     assert measure(entry("x", title="girls tutu", sources=sources[:1]))["retrieved"] == 0
 
 
-def test_perplexity_is_of_all_tokens_together():
-    answers = [{"reference_loss": 1.0, "reference_tokens": 1}, {"reference_loss": 1.0, "reference_tokens": 3}, {}]
-    found = figure(METRICS["perplexity"], answers)
-    assert found.value == pytest.approx(2.718281828**0.5) and found.answers == 2
-
-
-def test_intervals_hold_the_truth_as_often_as_they_say():
-    rng = random.Random(5)
-    held = 0
-    for _ in range(100):
-        found = figure(METRICS["rouge_l"], [{"rouge_l": rng.gauss(20, 10)} for _ in range(50)])
-        held += found.low <= 20 <= found.high
-    assert 88 <= held <= 99
-
-
-def test_no_interval_of_few_answers_or_of_times_that_a_batch_shares():
-    answers = [{"rouge_l": float(n), "seconds": float(n)} for n in range(20)]
-    assert (
-        figure(METRICS["rouge_l"], answers[:7]).low is None and figure(METRICS["rouge_l"], answers[:8]).low is not None
-    )
-    assert figure(METRICS["seconds"], answers).low is None
-
-
-def test_a_difference_is_told_from_noise_by_pairs():
-    rng = random.Random(5)
-    hard = [rng.gauss(20, 10) for _ in range(40)]
-    theirs = [{"chrf": value} for value in hard]
-    # Two more on each question: as much as a fifth of the spread between questions, which pairs leave out.
-    ours = [{"chrf": value + 2 + rng.gauss(0, 1)} for value in hard]
-    found = difference(METRICS["chrf"], ours, theirs)
-    assert found.low > 0 and found.p < 0.01 and found.value == pytest.approx(2, abs=0.6)
-    none = difference(METRICS["chrf"], [{"chrf": value + rng.gauss(0, 1)} for value in hard], theirs)
-    assert none.p > 0.05 and none.low < 0 < none.high
-    assert difference(METRICS["chrf"], theirs, theirs) is None
-
-
-def test_of_many_comparisons_some_look_large_by_chance():
-    def with_p(p):
-        return Difference(1.0, 0.1, 2.0, p)
-
-    assert significant([with_p(0.04)]) == [True]
-    assert significant([with_p(0.04)] + [with_p(0.5)] * 9) == [False] * 10
-    assert significant([with_p(0.001)] + [with_p(0.5)] * 9) == [True] + [False] * 9
-    assert significant([]) == []
-
-
 def test_leakage_by_title_and_by_answer():
     def question(title, reference, split="test"):
         return {"title": title, "reference": reference, "split": split}
@@ -127,7 +81,7 @@ def test_words_of_the_reference_are_marked_in_their_order():
 
 
 def write_answers(config, file, entries, **values):
-    answers = {"model": "<b>m</b>", "made_from": {}, "generation": {}, "answers": entries, **values}
+    answers = {"model": "<b>m</b>", "runs_on": {}, "made_from": {}, "generation": {}, "answers": entries, **values}
     files.write_json(config.run_dir / file, answers)
 
 
@@ -180,3 +134,109 @@ def test_the_report_says_who_is_better(tmp_path, monkeypatch, capsys):
     assert {f["better"] for f in comparison["findings"] if f["metric"] in ("rouge_l", "chrf")} == {"RAG"}
     low, value, high = (comparison["figures"]["chrf"]["RAG"][key] for key in ("low", "value", "high"))
     assert low < value < high
+
+
+def test_a_refusal_is_no_answer_of_the_model_and_its_retrieval_took_its_time():
+    refused = measure(entry("Not in the data.", prompt=None, tokens=0, seconds=0.0, retrieval_seconds=0.25, sources=[]))
+    answered = measure(entry("a cat", tokens=10, seconds=2.0, retrieval_seconds=0.25, sources=[{"title": "t"}]))
+    assert (refused["refused"], answered["refused"]) == (1, 0)
+    assert not {"tokens", "ended", "looping", "distinct_2", "writing_seconds"} & refused.keys()
+    assert figure(METRICS["seconds"], [refused, answered]).value == pytest.approx((0.25 + 2.25) / 2)
+    speed = figure(METRICS["tokens_per_second"], [refused, answered])
+    assert (speed.value, speed.answers) == (pytest.approx(5), 1)
+    assert figure(METRICS["tokens"], [refused, answered]).answers == 1
+    assert refused["rouge_l"] is not None, "what it says instead is compared with the reference"
+
+
+def make_columns(config, rag_loses, **values):
+    """Write answers of the base model and of RAG, which refuses some of the questions, and finds all else as likely."""
+    losses = [20.0, 30.0, 25.0, 22.0, 60.0, 70.0, 65.0, 55.0]
+    base = [entry("a", title=str(n), reference_loss=loss, reference_tokens=20) for n, loss in enumerate(losses)]
+    rag = [
+        entry("a", title=str(n), prompt=None, sources=[]) if n in rag_loses else {**old, "sources": []}
+        for n, old in enumerate(base)
+    ]
+    write_answers(config, "foundation_answers.json", base)
+    write_answers(config, "rag_answers.json", rag, **values)
+
+
+def test_a_figure_of_fewer_answers_says_so_and_differences_are_of_common_questions(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare_models, "similarity", lambda embed, entries: [None] * len(entries))
+    config = replace(PRESETS["demo"], output_dir=tmp_path)
+    make_columns(config, rag_loses=(4, 5, 6, 7))
+    page = compare_models.run(config).read_text(encoding="utf-8")
+    printed = capsys.readouterr().out
+    comparison = files.read_json(config.run_dir / "comparison.json")
+    row = comparison["figures"]["perplexity"]
+    assert row["Foundation"]["value"] > 2 * row["RAG"]["value"]
+    assert f"{row['RAG']['value']:.1f} (4 of 8)" in printed and f"{row['RAG']['value']:.1f} (4 of 8)" in page
+    assert f"{row['RAG']['value']:.1f} (of 4)" in page, "the chart"
+    found = next(f for f in comparison["findings"] if f["metric"] == "perplexity")
+    assert found["difference"] == {"value": 0, "answers": 4, "p": 1} and found["better"] is None
+    assert page.count("not asked") == 4
+
+
+def test_the_prompt_that_was_sent_is_in_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_models, "similarity", lambda embed, entries: [None] * len(entries))
+    config = replace(PRESETS["demo"], output_dir=tmp_path)
+    prompt = "### Input:\n<b>a title</b>\n\n### Response:\n"
+    for file in ("foundation_answers.json", "rag_answers.json"):
+        write_answers(config, file, [entry("a", prompt=f"{file} {prompt}")])
+    page = compare_models.run(config).read_text(encoding="utf-8")
+    for file in ("foundation_answers.json", "rag_answers.json"):
+        assert f"<pre>{file} {prompt.replace('<', '&lt;').replace('>', '&gt;')}</pre>" in page
+
+
+def test_the_references_are_embedded_once_for_all_columns(tmp_path, monkeypatch):
+    embedded = []
+
+    class Embeddings:
+        def embed_documents(self, texts):
+            embedded.extend(texts)
+            return [[1.0, 0.0] for _ in texts]
+
+    monkeypatch.setattr(compare_models.embedding, "load_embeddings", lambda config: Embeddings())
+    config = replace(PRESETS["demo"], output_dir=tmp_path)
+    for file in ("foundation_answers.json", "rag_answers.json"):
+        write_answers(config, file, [entry(f"{file} {n}", f"reference {n}", title=str(n)) for n in range(3)])
+    compare_models.run(config)
+    assert sorted(text for text in embedded if text.startswith("reference")) == [f"reference {n}" for n in range(3)]
+    assert len(embedded) == 9
+
+
+def test_what_a_judge_prefers_is_a_share_with_an_interval_and_one_of_the_tests(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare_models, "similarity", lambda embed, entries: [None] * len(entries))
+    monkeypatch.setattr(compare_models.judge, "grade", lambda config, entries: [3.0] * len(entries))
+    monkeypatch.setattr(compare_models.judge, "prefer", lambda config, ours, theirs: [1.0] * 12 + [0.0, 0.5, 0.5, None])
+    judged = JudgeConfig("http://127.0.0.1:9/v1", "m", pairwise=True)
+    config = replace(PRESETS["demo"], output_dir=tmp_path, judge=judged)
+    for file in ("foundation_answers.json", "rag_answers.json"):
+        write_answers(config, file, [entry("a", title=str(n)) for n in range(16)])
+    compare_models.run(config)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The judge prefers RAG to Foundation in 12 of 15 questions (80% [55%, 93%]) and the reverse in 1." in printed
+    comparison = files.read_json(config.run_dir / "comparison.json")
+    found = next(f for f in comparison["findings"] if f["metric"] == "preferred")
+    assert found["difference"]["p"] == pytest.approx(2 * (1 + 13) / 2**13) and found["better"] == "RAG"
+
+
+def test_what_was_forgotten_is_a_row_and_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare_models, "similarity", lambda embed, entries: [None] * len(entries))
+    monkeypatch.setattr(compare_models, "make_notes", lambda config, comparison: [])
+    config = replace(PRESETS["demo"], output_dir=tmp_path)
+    rng = random.Random(5)
+    texts = [{"tokens": 40, "base_loss": rng.gauss(100, 9), "kl": 4.0} for _ in range(30)]
+    for change, said in ((8.0, "Yes: "), (0.0, "Not that it could be told: "), (-8.0, "No: ")):
+        read = [text | {"tuned_loss": text["base_loss"] + change + rng.gauss(0, 1)} for text in texts]
+        write_answers(config, "foundation_answers.json", [entry("a", title=str(n)) for n in range(8)])
+        tuned = [entry("a", title=str(n)) for n in range(8)]
+        write_answers(config, "finetuned_answers.json", tuned, general=read)
+        write_answers(config, "rag_answers.json", [entry("a", title=str(n)) for n in range(8)])
+        compare_models.run(config)
+        printed = " ".join(capsys.readouterr().out.split())
+        assert f"Did it forget? {said}the perplexity of 30 general texts went from" in printed
+        row = files.read_json(config.run_dir / "comparison.json")["figures"]
+        base, after = row["general"]["Foundation"], row["general"]["Fine-tuned"]
+        assert base["low"] < base["value"] < base["high"] and base["answers"] == after["answers"] == 30
+        assert row["general"]["RAG"] is None
+        assert row["drift"]["Fine-tuned"]["value"] == pytest.approx(0.1) and row["drift"]["Foundation"] is None

@@ -85,19 +85,25 @@ def test_training(tmp_path, tiny_model):
 
 
 def test_comparing(tmp_path):
-    """The page, with its charts, and the bootstrap."""
+    """The page, with its charts, the intervals, and the permutations."""
     found = []
     for name in ("hash seed", "ASCII"):
         run_dir = tmp_path / name.split()[0] / "demo"
         run("process_data", run_dir.parent, environment={})
         for number, file in enumerate(("foundation_answers.json", "rag_answers.json")):
             answers = [
-                {"title": f"Title {n}", "split": "test", "reference": "a wooden train set", "answer": "a train " * (n + number),
-                 "tokens": 2 * n, "ended": True, "seconds": 1.0}
-                for n in range(6)
+                {"title": f"Title {n}", "split": "test", "reference": "a wooden train set", "prompt": "p",
+                 "answer": "a train " * ((7 * n) % 11) + "of wood " * (n * number), "tokens": 2 * n, "ended": True,
+                 "seconds": 1.0, "reference_loss": float((5 * n + number) % 13), "reference_tokens": 1 + n}
+                for n in range(24)
             ]  # fmt: skip
-            files.write_json(run_dir / file, {"model": "tiny", "made_from": {}, "generation": {}, "answers": answers})
+            files.write_json(
+                run_dir / file, {"model": "tiny", "runs_on": {}, "made_from": {}, "generation": {}, "answers": answers}
+            )
         run("compare_models", run_dir.parent, environment=ENVIRONMENTS[name])
         found.append({path.name: path.read_bytes() for path in run_dir.glob("comparison.*")})
     assert len(found[0]) == 3
+    comparison = json.loads(found[0]["comparison.json"])
+    assert comparison["figures"]["rouge_l"]["RAG"]["low"] is not None
+    assert 0 < next(f for f in comparison["findings"] if f["metric"] == "perplexity")["difference"]["p"] < 1
     assert [name for name in found[0] if found[0][name] != found[1].get(name)] == []
