@@ -8,6 +8,7 @@ checking that base + adapter, merged model and GGUF read the same tokens and cho
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -146,7 +147,9 @@ def save_merged(
     with loading_errors.quiet_loading():
         language_model.cast_weights(merged.model, stored)
         merged.model.save_pretrained(folder)
-    merged.tokenizer.save_pretrained(folder)
+    tokenizer = copy.copy(merged.tokenizer)
+    tokenizer.chat_template = prompts.chat_template(prompt_format)
+    tokenizer.save_pretrained(folder)
     gguf.keep_sentencepiece_model(bundled.resolve(config.model.name), folder)
     gguf.complete_tokenizer_config(folder, merged.tokenizer, prompt_format)
     prompt_format.save(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,14 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
 
 import pytest
-from tiny_models import BUILDERS, tiny_config
+from tiny_models import BUILDERS, CHAT_TEMPLATES, tiny_config
 
 from config import PRESETS, Config, RagConfig
 
 # What trains, starts stages, or takes long otherwise: `python run.py tests --fast` leaves it out.
 SLOW = (
-    "faults", "page", "tuning", "data/test_metadata.py", "evaluation/test_significance.py", "models/test_devices.py", "models/test_models.py", "test_gpu.py",
-    "test_pipeline.py", "test_several_devices.py",
+    "faults", "page", "tuning", "data/test_metadata.py", "evaluation/test_significance.py", "export/test_chat_template.py",
+    "models/test_devices.py", "models/test_models.py", "test_gpu.py", "test_pipeline.py", "test_several_devices.py",
 )  # fmt: skip
 
 
@@ -52,6 +53,31 @@ def smollm2_tokenizer():
     from pipeline.models import bundled, loading
 
     return loading.load_tokenizer(bundled.resolve("bundled/SmolLM2-135M-Instruct"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_with_bos(smollm2_tokenizer):
+    """The same with an automatic BOS, as Llama 3 has one."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
+@pytest.fixture
+def tokenizer(request, smollm2_tokenizer, smollm2_with_bos, tiny_model):
+    """One of TOKENIZERS."""
+    from transformers import AutoTokenizer
+
+    if request.param in ("phi3", "mistral"):
+        return AutoTokenizer.from_pretrained(tiny_model(request.param))
+    tokenizer = copy.copy(smollm2_tokenizer if request.param == "smollm2" else smollm2_with_bos)
+    tokenizer.chat_template = CHAT_TEMPLATES.get(request.param, tokenizer.chat_template)
+    return tokenizer
 
 
 @pytest.fixture(scope="session")

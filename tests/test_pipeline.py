@@ -35,8 +35,8 @@ ADAPTER_FILES = {
     "tokenizer_config.json",
 }  # fmt: skip
 MERGED_FILES = {
-    "config.json", "generation_config.json", "model.safetensors", "prompt_format.json", "tokenizer.json",
-    "tokenizer_config.json",
+    "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "prompt_format.json",
+    "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
 EXTRA_FILES = {"llama": set(), "phi3": {"chat_template.jinja"}, "mistral": {"chat_template.jinja"}}
 
@@ -74,7 +74,7 @@ def test_the_whole_chain(config, request, capsys):
     assert tuned["generation"] == foundation["generation"]
 
     gguf_file = merge_and_convert.run(config)
-    merged_extra = EXTRA_FILES[architecture] | ({"tokenizer.model"} if architecture != "llama" else set())
+    merged_extra = {"tokenizer.model"} if architecture != "llama" else set()
     assert names(config.run_dir / "merged_model") == MERGED_FILES | merged_extra
     assert gguf_file.name == "model-f32.gguf"
     metrics = manifests.read_manifest(RunFolder.of(config), "merge_and_convert")["metrics"]
@@ -98,6 +98,10 @@ def test_the_whole_chain(config, request, capsys):
     assert modelfile.startswith("FROM ./model-f32.gguf\n")
     assert prompt_format.prompt("{{ .Prompt }}") in modelfile
     assert f'PARAMETER stop "{prompt_format.end}"' in modelfile
+    tokenizer = loading.load_tokenizer(str(config.run_dir / "merged_model"))
+    asked = [{"role": "user", "content": "Tea"}]
+    worded = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert worded == prompt_format.bos + prompt_format.prompt("Tea")
 
 
 def test_a_base_with_4_bit_files_becomes_a_16_bit_model(config, tmp_path):

@@ -30,6 +30,40 @@ PHI3_CHAT_TEMPLATE = (
     "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
+# Chat templates of today, shortened, with SmolLM2's tokens.
+_TURNS = "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim + '<|im_end|>\n' }}"
+CHAT_TEMPLATES = {
+    # Llama 3.2's tells the date, before the user's system message.
+    "dated": (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system, messages = messages[0]['content'], messages[1:] %}"
+        "{% else %}{% set system = '' %}{% endif %}{% set date_string = strftime_now('%d %b %Y') %}"
+        "{{ '<|im_start|>system\nToday Date: ' + date_string + '\n\n' + system + '<|im_end|>\n' }}"
+        "{% for message in messages %}" + _TURNS + "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    # Gemma 2's refuses a system message.
+    "no-system": (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for message in messages %}" + _TURNS + "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    # Mistral's writes BOS and EOS itself, and the system message into the question.
+    "brackets": (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+        "{% set system, messages = messages[0]['content'] + '\n\n', messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+        "{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{{ '<repo_name> ' + (system if loop.last else '') + message['content'] + '<file_sep>' }}"
+        "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+    ),
+}
+# What the fixture `tokenizer` can be: SmolLM2's BPE, the same with an automatic BOS as Llama 3 has one, and with each
+# template above; SentencePiece as Phi-3 has it.
+TOKENIZERS = ("smollm2", "smollm2-bos", *CHAT_TEMPLATES, "phi3", "mistral")
+# What formats and templates could take for their own.
+HOSTILE_INSTRUCTION = (
+    'Say """hi""" and "ho", {{ .Prompt }}, {{- {{{ }} {% raw %} {# no comment #} \\ \\n \\" \' `\n"""\r\n\t'
+    "{context}{title}{\u00a0\u200b🙂"
+)
 TINY_SHAPE = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 2048, "initializer_range": 0.2,

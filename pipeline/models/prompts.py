@@ -12,8 +12,9 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from config import PromptConfig
 from pipeline.run.errors import UserError
@@ -23,9 +24,15 @@ from pipeline.run.run_folder import PROMPT_FORMAT
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TITLE, CONTEXT = "{title}", "{context}"
+TITLE, CONTEXT, SYSTEM = "{title}", "{context}", "{system}"
+_PLACEHOLDER = re.compile(r"(\{title\}|\{context\})")
 _IN_BRACKETS = re.compile(r"<\S+>|\[\S+\]")
-_QUESTION_MARK, _ANSWER_MARK = "QUESTIONxMARK", "ANSWERxMARK"
+_QUESTION_MARK, _ANSWER_MARK, _NEXT_MARK, _SYSTEM_MARK = "QUESTIONxMARK", "ANSWERxMARK", "NEXTxMARK", "SYSTEMxMARK"
+# What chat templates take for today, so that a prompt is the same tomorrow. Llama 3's take this day where they are told none.
+_TODAY = date(2024, 7, 26)
+_MADE_HERE = (
+    "{#- The prompt that the model was trained with, from prompt_format.json. The user's message is the title. -#}"
+)
 
 # Wording of Stanford Alpaca (Taori et al. 2023), which base models fine-tuned with Unsloth's notebooks use.
 _ALPACA_INTRODUCTION = (
@@ -46,6 +53,8 @@ class PromptFormat:
     """Text of the token that the tokenizer (and llama.cpp) puts first by itself; empty if there is none."""
     before: str
     """Text from the start of the prompt to the question."""
+    before_with_system: str
+    """The same where the user has a system message, which stands in place of the chat template's own; holds {system}."""
     question: str
     """Template of the question; holds {title}."""
     question_with_context: str
@@ -54,16 +63,39 @@ class PromptFormat:
     """Text from the question to the answer."""
     end: str
     """Text of the token that ends an answer."""
+    between: str
+    """Text from an answer to the next question of a conversation, the end of the answer included."""
     control_tokens: tuple[str, ...]
     """Texts that the tokenizer reads as control tokens; records must never be able to write one."""
 
     def prompt(self, title: str, context: str = "") -> str:
         """Return the text that a model continues with its answer, without BOS."""
-        if context:
-            question = _fill(self.question_with_context, self.neutralise(title), self.neutralise(context))
-        else:
-            question = _fill(self.question, self.neutralise(title))
+        if not context:
+            return self.conversation([], title)
+        question = _fill(self.question_with_context, self.neutralise(title), self.neutralise(context))
         return self.before + question + self.after
+
+    def conversation(self, turns: Sequence[tuple[str, str]], title: str) -> str:
+        """Return the text that a model continues with its answer to `title`, after (title, answer) turns, without BOS.
+
+        Each turn is worded as in the training, also where the chat template words earlier ones otherwise, as those of
+        models that think do.
+        """
+        asked = [self._asked(earlier) + self.neutralise(answer.strip()) for earlier, answer in turns]
+        return self.before + self.between.join([*asked, self._asked(title)])
+
+    def _asked(self, title: str) -> str:
+        return _fill(self.question, self.neutralise(title)) + self.after
+
+    def around_title(self) -> list[str]:
+        """Return the texts around the title, two or more, which a title joins to the question."""
+        texts = [""]
+        for part in _PLACEHOLDER.split(self.question):
+            if part == TITLE:
+                texts.append("")
+            elif part != CONTEXT:
+                texts[-1] += part
+        return texts
 
     def plain(self, question: str) -> str:
         """Return the prompt of a question of any kind, without the instruction that the records are asked with."""
@@ -109,12 +141,17 @@ def make_prompt_format(config: PromptConfig, tokenizer: PreTrainedTokenizerBase)
     if config.format == "alpaca":
         if not tokenizer.eos_token:
             raise UserError("The tokenizer has no EOS token, so an Alpaca answer could not end.")
-        before, after, end = _ALPACA_INTRODUCTION, "\n\n### Response:\n", tokenizer.eos_token
+        frame = _Frame(
+            before=_ALPACA_INTRODUCTION,
+            before_with_system=_without_place_for_system(_ALPACA_INTRODUCTION),
+            after="\n\n### Response:\n",
+            end=tokenizer.eos_token,
+            between=tokenizer.eos_token + _ALPACA_INTRODUCTION,
+        )
         question = f"{config.instruction}\n\n### Input:\n{TITLE}"
         with_context = f"{_asked(config.instruction)}\n\n### Input:\n{CONTEXT}"
     else:
-        before, after, end = _chat_frame(tokenizer)
-        before = before.removeprefix(bos)
+        frame = _chat_frame(tokenizer, bos)
         question = _asked(config.instruction)
         with_context = f"{question}\n\n{CONTEXT}"
     return PromptFormat(
@@ -123,12 +160,42 @@ def make_prompt_format(config: PromptConfig, tokenizer: PreTrainedTokenizerBase)
         title_label=config.title_label,
         content_label=config.content_label,
         bos=bos,
-        before=before,
         question=question,
         question_with_context=with_context,
-        after=after,
-        end=end,
         control_tokens=_control_tokens(tokenizer),
+        **frame._asdict(),
+    )
+
+
+def chat_template(prompt_format: PromptFormat) -> str:
+    """Return a chat template in Jinja that words a conversation as PromptFormat.conversation does, BOS first.
+
+    The content of a user's message is a title. What the model was not trained with, such as a system message, is refused
+    with a sentence.
+    """
+    question = " + message['content'] + ".join(map(_jinja_literal, prompt_format.around_title()))
+    refusal = (
+        "This model was trained on titles and answers in turn. Send user and assistant messages in turn, and no others."
+    )
+    return "\n".join(
+        [
+            _MADE_HERE,
+            f"{{{{- {_jinja_literal(prompt_format.bos + prompt_format.before)} -}}}}",
+            "{%- for message in messages -%}",
+            "  {%- if message['role'] == 'user' and loop.index0 % 2 == 0 -%}",
+            f"    {{%- if not loop.first -%}}{{{{- {_jinja_literal(prompt_format.between)} -}}}}{{%- endif -%}}",
+            f"    {{{{- {question} -}}}}",
+            "    {%- if add_generation_prompt or not loop.last -%}",
+            f"      {{{{- {_jinja_literal(prompt_format.after)} -}}}}",
+            "    {%- endif -%}",
+            "  {%- elif message['role'] == 'assistant' and loop.index0 % 2 == 1 -%}",
+            "    {{- message['content'] | trim -}}",
+            f"    {{%- if loop.last -%}}{{{{- {_jinja_literal(prompt_format.end)} -}}}}{{%- endif -%}}",
+            "  {%- else -%}",
+            f"    {{{{- raise_exception({_jinja_literal(refusal)}) -}}}}",
+            "  {%- endif -%}",
+            "{%- endfor -%}",
+        ]
     )
 
 
@@ -206,28 +273,85 @@ def _asked(instruction: str) -> str:
 def _fill(template: str, title: str, context: str = "") -> str:
     # One pass, so that a title that holds "{context}" is text and not a placeholder.
     values = {TITLE: title, CONTEXT: context}
-    return re.sub(r"\{title\}|\{context\}", lambda match: values[match[0]], template)
+    return _PLACEHOLDER.sub(lambda match: values[match[0]], template)
 
 
-def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
-    """Return the text before the question, between question and answer, and the end token of a chat template."""
+class _Frame(NamedTuple):
+    """What stands around questions and answers: the fields of PromptFormat of these names."""
+
+    before: str
+    before_with_system: str
+    after: str
+    end: str
+    between: str
+
+
+def _chat_frame(tokenizer: PreTrainedTokenizerBase, bos: str) -> _Frame:
+    """Return what a chat template writes around questions and answers, without BOS."""
     if not tokenizer.chat_template:
         raise UserError("The tokenizer has no chat template: it belongs to a base model. Use --prompt.format alpaca.")
-    question: list[dict[str, Any]] = [{"role": "user", "content": _QUESTION_MARK}]
-    answered = [*question, {"role": "assistant", "content": _ANSWER_MARK}]
-    # What is not tokenized is a text.
-    prompt: str = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)  # type: ignore[assignment]
-    whole: str = tokenizer.apply_chat_template(answered, tokenize=False)  # type: ignore[assignment]
+    if _MADE_HERE in tokenizer.chat_template:
+        return _trained_frame(Path(tokenizer.name_or_path))
+    question, answer = _message("user", _QUESTION_MARK), _message("assistant", _ANSWER_MARK)
+    prompt = _rendered(tokenizer, [question])
+    whole = _rendered(tokenizer, [question, answer], add_generation_prompt=False)
+    conversation = _rendered(tokenizer, [question, answer, _message("user", _NEXT_MARK)])
     before, found, after = prompt.partition(_QUESTION_MARK)
     _, answer_found, tail = whole.partition(_ANSWER_MARK)
-    if not (found and answer_found and whole.startswith(before)):
+    between, next_found, _ = conversation.partition(_ANSWER_MARK)[2].partition(_NEXT_MARK)
+    if not (found and answer_found and next_found and whole.startswith(before)):
         raise UserError("The chat template of this tokenizer leaves messages out. Use --prompt.format alpaca.")
     tail = tail.lstrip()
     ends = [token for token in _control_tokens(tokenizer) if tail.startswith(token)]
     end = max(ends, key=len) if ends else tokenizer.eos_token
     if not end:
         raise UserError("The chat template ends an answer with no control token. Use --prompt.format alpaca.")
-    return before, after, end
+    with_system = _before_with_system(tokenizer) or _without_place_for_system(before)
+    return _Frame(before.removeprefix(bos), with_system.removeprefix(bos), after, end, between)
+
+
+def _trained_frame(merged: Path) -> _Frame:
+    """Return the frame of a model of stage 5: its chat template words the instruction of its training too."""
+    trained = load_prompt_format(merged)
+    if trained.name != "chat":
+        raise UserError(f"The model in {merged} was trained with Alpaca prompts. Use --prompt.format {trained.name}.")
+    return _Frame(*(getattr(trained, name) for name in _Frame._fields))
+
+
+def _before_with_system(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the text to the question with {system} where the template writes a system message; empty if it has no place."""
+    from jinja2 import TemplateError
+
+    try:
+        prompt = _rendered(tokenizer, [_message("system", _SYSTEM_MARK), _message("user", _QUESTION_MARK)])
+    except TemplateError:  # Gemma's refuses it
+        return ""
+    before, _, _ = prompt.partition(_QUESTION_MARK)
+    return before.replace(_SYSTEM_MARK, SYSTEM) if _SYSTEM_MARK in before else ""
+
+
+def _without_place_for_system(before: str) -> str:
+    # Ahead of the instruction, as one that the model is asked to follow.
+    return f"{before}{SYSTEM}\n\n"
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool = True
+) -> str:
+    options: dict[str, Any] = {"tokenize": False, "strftime_now": _TODAY.strftime}
+    # What is not tokenized is a text.
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **options)  # type: ignore[return-value]
+
+
+def _jinja_literal(text: str) -> str:
+    """Return text as a string literal, with escapes that Jinja and llama.cpp share."""
+    for character, escape in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r")):
+        text = text.replace(character, escape)
+    return f"'{text}'"
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import datetime
 import itertools
+import json
 
 import pytest
+from tiny_models import HOSTILE_INSTRUCTION, TOKENIZERS
+from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
 
 from config import PRESETS, PromptConfig
 from pipeline.models.prompts import (
     automatic_bos,
+    chat_template,
     end_id,
     load_prompt_format,
     make_prompt_format,
@@ -27,36 +34,31 @@ TITLES = [
     "{context} {title}",
 ]
 ANSWERS = ["A book for ages 2-8.", "“Quoted” first.", "1, 2, 3", "É uma estratégia.\n\nDuas linhas.", "(a)"]
-TOKENIZERS = ["smollm2", "smollm2-bos", "phi3", "mistral"]
 FORMATS = ["alpaca", "chat"]
+
+
+def messages(*contents):
+    """A conversation that the user begins."""
+    return [
+        {"role": role, "content": content} for role, content in zip(itertools.cycle(["user", "assistant"]), contents)
+    ]
+
+
+def worded(tokenizer, turns):
+    """What the chat template makes of a conversation on the day that it falls back on, with the tokenizer's own BOS."""
+    today = datetime.date(2024, 7, 26).strftime
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, strftime_now=today)
+    bos = automatic_bos(tokenizer)
+    return bos + text.removeprefix(bos)
 
 
 def training_example(prompt_format, tokenizer, title, answer, *settings, **options):
     return training_examples(prompt_format, tokenizer, [(title, answer)], *settings, **options)[0]
 
 
-@pytest.fixture
-def tokenizer(request, smollm2_tokenizer, tiny_model):
-    """SmolLM2's BPE, the same with an automatic BOS as Llama 3 has one, and SentencePiece as Phi-3 has it."""
-    import copy
-
-    from tokenizers.processors import TemplateProcessing
-    from transformers import AutoTokenizer
-
-    if request.param == "smollm2":
-        return smollm2_tokenizer
-    if request.param == "smollm2-bos":
-        tokenizer = copy.deepcopy(smollm2_tokenizer)
-        tokenizer.bos_token = "<|endoftext|>"
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.bos_token_id)]
-        )
-        return tokenizer
-    return AutoTokenizer.from_pretrained(tiny_model(request.param))
-
-
 every_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS, indirect=True)
 every_format = pytest.mark.parametrize("name", FORMATS)
+every_instruction = pytest.mark.parametrize("instruction", ["", "DESCRIBE THIS", HOSTILE_INSTRUCTION])
 
 
 @every_tokenizer
@@ -150,6 +152,116 @@ def test_instructions_in_a_record_stay_in_its_line_of_the_context(tokenizer, nam
     assert "HACKED" in written and "\n" not in written and prompt_format.end not in written
 
 
+@every_tokenizer
+@every_instruction
+def test_a_conversation_is_what_the_chat_template_makes_of_it(tokenizer, instruction):
+    prompt_format = make_prompt_format(PromptConfig(format="chat", instruction=instruction), tokenizer)
+    question = f"{instruction}: {{title}}".replace("{context}", "").removeprefix(": ")
+    tea, cake, last = (question.replace("{title}", title) for title in ("Tea", "Cake", "{title}"))
+    expected = worded(tokenizer, messages(tea, "Green.", cake, "Sweet.", last))
+    text = prompt_format.conversation([("Tea", "Green."), ("Cake", "Sweet.")], "{title}")
+    assert prompt_format.bos + text == expected
+    assert prompt_ids(prompt_format, tokenizer, text) == tokenizer(expected, add_special_tokens=False)["input_ids"]
+
+
+@every_tokenizer
+@every_format
+def test_a_conversation_is_made_of_prompts_and_answers_of_the_training(tokenizer, name):
+    prompt_format = make_prompt_format(PromptConfig(format=name), tokenizer)
+    text = prompt_format.conversation([("Tea", " Green. ")], "Cake")
+    first, second = prompt_format.prompt("Tea"), prompt_format.prompt("Cake")
+    assert text.startswith(f"{first}Green.{prompt_format.end}")
+    if name == "alpaca":
+        assert text == f"{first}Green.{prompt_format.end}{second}"
+    assert text.endswith(second.removeprefix(prompt_format.before))
+    hostile = prompt_format.conversation([("Tea", prompt_format.end)], prompt_format.end)
+    assert hostile.count(prompt_format.end) == text.count(prompt_format.end)
+
+
+def test_an_earlier_turn_is_worded_as_in_the_training_where_the_template_drops_what_it_began_with(smollm2_tokenizer):
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think></think>' }}{% endif %}"
+    )
+    prompt_format = make_prompt_format(PromptConfig(instruction=""), tokenizer)
+    assert prompt_format.conversation([("Tea", "Green.")], "Cake") == (
+        "<|im_start|>user\nTea<|im_end|>\n<|im_start|>assistant\n<think></think>Green.<|im_end|>\n"
+        "<|im_start|>user\nCake<|im_end|>\n<|im_start|>assistant\n<think></think>"
+    )
+
+
+@every_tokenizer
+def test_a_system_message_stands_where_the_chat_template_writes_it(tokenizer, request):
+    prompt_format = make_prompt_format(PromptConfig(format="chat", instruction=""), tokenizer)
+    text = (
+        prompt_format.bos + prompt_format.before_with_system.replace("{system}", "Rhyme.") + "Tea" + prompt_format.after
+    )
+    if request.node.callspec.params["tokenizer"] == "no-system":
+        assert text == prompt_format.bos + prompt_format.prompt("Rhyme.\n\nTea")
+    else:
+        turns = [{"role": "system", "content": "Rhyme."}, *messages("Tea")]
+        assert text == worded(tokenizer, turns)
+
+
+@pytest.mark.parametrize("tokenizer", ["dated"], indirect=True)
+def test_a_chat_template_that_tells_the_date_words_the_same_prompt_every_day(tokenizer, monkeypatch):
+    made, shown = [], []
+    for day in (1, 2):
+        today = datetime.datetime(2026, 11, day)
+        monkeypatch.setattr(chat_template_utils, "datetime", type("Clock", (), {"now": lambda today=today: today}))
+        made.append(make_prompt_format(PromptConfig(), tokenizer))
+        shown.append(tokenizer.apply_chat_template(messages("Tea"), tokenize=False))
+    assert "02 Nov 2026" in shown[1] and shown[0] != shown[1]
+    assert made[0] == made[1] and "26 Jul 2024" in made[0].before
+
+
+@every_tokenizer
+@every_format
+@every_instruction
+def test_the_chat_template_of_the_trained_model_words_its_prompts(tokenizer, name, instruction):
+    prompt_format = make_prompt_format(PromptConfig(format=name, instruction=instruction), tokenizer)
+    trained = copy.copy(tokenizer)
+    trained.chat_template = chat_template(prompt_format)
+    for title, answer in zip(TITLES, itertools.cycle(ANSWERS)):
+        for turns, text in (
+            (messages(title), prompt_format.prompt(title)),
+            (messages(title, f" {answer}\n", "Tea"), prompt_format.conversation([(title, answer)], "Tea")),
+        ):
+            asked = trained.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            assert asked == prompt_format.bos + text
+            ids = trained.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+            assert ids == prompt_ids(prompt_format, trained, text)
+            assert asked == trained.apply_chat_template(turns, tokenize=False) + prompt_format.after
+    answered = trained.apply_chat_template(messages("Tea", "Green."), tokenize=False)
+    assert answered == f"{prompt_format.bos}{prompt_format.prompt('Tea')}Green.{prompt_format.end}"
+
+
+@pytest.mark.parametrize("turns", [
+    [{"role": "system", "content": "Rhyme."}, *messages("Tea")], messages("Tea") * 2, messages("Tea", "Green.")[1:],
+])  # fmt: skip
+def test_what_the_model_was_not_trained_with_is_refused_by_its_chat_template(smollm2_tokenizer, turns):
+    template = chat_template(make_prompt_format(PromptConfig(), smollm2_tokenizer))
+    with pytest.raises(Exception, match="trained on titles and answers in turn"):
+        smollm2_tokenizer.apply_chat_template(turns, chat_template=template)
+
+
+@every_format
+def test_a_model_of_stage_5_is_asked_as_before_when_it_is_trained_again(smollm2_tokenizer, name, tmp_path):
+    trained = make_prompt_format(PromptConfig(format=name, instruction="DESCRIBE THIS"), smollm2_tokenizer)
+    merged = copy.deepcopy(smollm2_tokenizer)
+    merged.chat_template = chat_template(trained)
+    merged.save_pretrained(tmp_path)
+    trained.save(tmp_path)
+    merged = AutoTokenizer.from_pretrained(tmp_path)
+    for instruction in ("DESCRIBE THIS", "TRANSLATE THIS"):
+        again = PromptConfig(format=name, instruction=instruction)
+        assert make_prompt_format(again, merged) == make_prompt_format(again, smollm2_tokenizer)
+    if name == "alpaca":
+        with pytest.raises(UserError, match=r"--prompt\.format alpaca"):
+            make_prompt_format(PromptConfig(format="chat"), merged)
+
+
 def test_long_answers_are_cut_and_prompts_without_room_are_dropped(smollm2_tokenizer):
     prompt_format = make_prompt_format(PromptConfig(), smollm2_tokenizer)
     length = len(prompt_ids(prompt_format, smollm2_tokenizer, prompt_format.prompt("A title")))
@@ -186,6 +298,11 @@ def test_the_format_is_saved_and_read_again(tmp_path, smollm2_tokenizer):
     assert load_prompt_format(tmp_path) == prompt_format
     with pytest.raises(UserError, match=r"fine_tuning\.py"):
         load_prompt_format(tmp_path / "nowhere")
-    (tmp_path / "prompt_format.json").write_text("{", encoding="utf-8")
+    file = tmp_path / "prompt_format.json"
+    older = {name: value for name, value in json.loads(file.read_text(encoding="utf-8")).items() if name != "between"}
+    file.write_text(json.dumps(older), encoding="utf-8")
+    with pytest.raises(UserError, match="another version"):
+        load_prompt_format(tmp_path)
+    file.write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="damaged"):
         load_prompt_format(tmp_path)
