@@ -24,7 +24,7 @@ from pipeline.export import gguf, modelfile, parity
 from pipeline.models import adapter as adapters
 from pipeline.models import bundled, generation, language_model, loading, loading_errors, prompts
 from pipeline.models.generation import Reading
-from pipeline.models.llama_cpp import GgufModel
+from pipeline.models.llama_cpp import CONTEXT_TOKENS, GgufModel
 from pipeline.models.trained import adapter_folder, recorded_precision
 from pipeline.run import files, manifests
 from pipeline.run.command_line import run_stage
@@ -90,8 +90,10 @@ def run(config: Config) -> Path:
             print("Checking that the three forms of the model agree …", flush=True)
             check(config, merged, temporary, metrics)
         merged.prompt_format.save(config.run_dir)
+        most = loading.model_config(str(merged.folder)).get("max_position_embeddings", CONTEXT_TOKENS)
+        context_tokens = min(CONTEXT_TOKENS, most)
         with files.atomic_write(config.run_dir / MODELFILE) as file:
-            file.write(modelfile.modelfile(target.name, merged.prompt_format, config.generation))
+            file.write(modelfile.modelfile(target.name, merged.prompt_format, config.generation, context_tokens))
         metrics["gguf_file"] = target.name
         print(f"\nIn llama.cpp: llama-cli -m {target}")
         print(f"In Ollama:    ollama create my-model -f {config.run_dir / MODELFILE}")

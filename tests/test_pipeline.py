@@ -96,8 +96,8 @@ def test_the_whole_chain(config, request, capsys):
 
     modelfile = (config.run_dir / "Modelfile").read_text(encoding="utf-8")
     assert modelfile.startswith("FROM ./model-f32.gguf\n")
-    assert prompt_format.prompt("{{ .Prompt }}") in modelfile
-    assert f'PARAMETER stop "{prompt_format.end}"' in modelfile
+    assert f'PARAMETER stop """{prompt_format.end}"""\n' in modelfile
+    assert "PARAMETER num_ctx 2048\n" in modelfile, "the model has no more positions"
     tokenizer = loading.load_tokenizer(str(config.run_dir / "merged_model"))
     asked = [{"role": "user", "content": "Tea"}]
     worded = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)

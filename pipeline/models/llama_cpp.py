@@ -145,16 +145,20 @@ class GgufModel:
         return _checked(self._server.handle_completions(request))
 
 
+def sampling(config: GenerationConfig) -> dict[str, float]:
+    """Return how tokens are chosen, under names that llama.cpp and Ollama share.
+
+    All that either has a default of its own for is named: but for the temperature, it is what transformers does.
+    """
+    chosen = {"temperature": config.temperature, "seed": config.seed}
+    return {**chosen, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
+
+
 def _request(prompt_format: PromptFormat, prompt: str, config: GenerationConfig) -> dict[str, Any]:
     return {
         "prompt": prompt,
         "n_predict": config.max_new_tokens,
-        "temperature": config.temperature,
-        "seed": config.seed,
-        "top_k": 50,
-        "top_p": 1.0,
-        "min_p": 0.0,
-        "repeat_penalty": 1.0,
+        **sampling(config),
         "stop": [prompt_format.end],
     }
 
