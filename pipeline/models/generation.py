@@ -12,6 +12,7 @@ from config import GenerationConfig
 from pipeline.models.devices import free_memory
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.prompts import PromptFormat, answered_ids, end_id, prompt_ids
+from pipeline.models.size import shape_of
 
 if TYPE_CHECKING:
     import torch
@@ -75,15 +76,8 @@ def generate(
 
 def fitting_batch_size(language_model: LanguageModel, tokens: int) -> int:
     """Return how many sequences of so many tokens are answered at a time, by the memory that they take."""
-    shape = language_model.model.config.get_text_config()
-    # Not every architecture names all of these.
-    heads = getattr(shape, "num_attention_heads", 1)
-    head = getattr(shape, "head_dim", None) or shape.hidden_size // heads
-    values = (
-        2 * shape.num_hidden_layers * (getattr(shape, "num_key_value_heads", None) or heads) * head
-    )  # keys and values
-    inner = getattr(shape, "intermediate_size", None)
-    values += 3 * (inner if isinstance(inner, int) else 4 * shape.hidden_size) + 4 * shape.hidden_size  # within a block
+    shape = shape_of(language_model.model.config)
+    values = shape.cached + 3 * shape.inner + 4 * shape.hidden  # kept, and within a block
     sequence = tokens * values * language_model.model.dtype.itemsize
     return max(1, min(MOST_AT_A_TIME, int(BATCH_SHARE * free_memory(language_model.model.device.type) / sequence)))
 

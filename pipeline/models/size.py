@@ -43,6 +43,49 @@ class ModelSize:
         return self.linear * (NF4_BYTES if precision == "4bit" else number) + number * self.other
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What every decoder has, under whatever names its architecture gives it."""
+
+    layers: int
+    hidden: int
+    inner: int
+    """Columns of the widest feed-forward network."""
+    cached: int
+    """Numbers that a token adds to the keys and values of all layers; of layers without attention, more than these keep."""
+
+
+def shape_of(config: PreTrainedConfig) -> Shape:
+    """Return the shape of a model with a config.json of transformers."""
+    text = config.get_text_config(decoder=True)
+    # Blt has several models in one.
+    parts = [text] if hasattr(text, "num_hidden_layers") else [getattr(text, name) for name in text.sub_configs]
+    layers = [part.per_layer_config[number] for part in parts for number in range(part.num_hidden_layers)]
+    return Shape(
+        layers=len(layers),
+        hidden=max(layer.hidden_size for layer in layers),
+        inner=max(_first(layer, "intermediate_size") or 4 * layer.hidden_size for layer in layers),
+        cached=sum(map(_cached, layers)),
+    )
+
+
+def _cached(layer: PreTrainedConfig) -> int:
+    heads = _first(layer, "num_attention_heads") or 1
+    head = _first(layer, "head_dim", "dim_head") or layer.hidden_size // heads
+    kept = _first(layer, "num_key_value_heads", "num_kv_heads") or heads
+    if _first(layer, "multi_query") and not _first(layer, "new_decoder_architecture"):
+        kept = 1
+    return kept * ((_first(layer, "qk_head_dim") or head) + (_first(layer, "v_head_dim") or head))
+
+
+def _first(layer: PreTrainedConfig, *names: str) -> int | None:
+    """Return the first attribute that a layer has and that is set; the largest of a list with one for each layer."""
+    for name in names:
+        if value := getattr(layer, name, None):
+            return max(value) if isinstance(value, (list, tuple)) else value
+    return None
+
+
 def model_size(config: ModelConfig, lora: LoraConfig) -> ModelSize:
     """Count the weights of a model; its files are not read."""
     from transformers import AutoConfig
@@ -63,16 +106,16 @@ def size_of_architecture(shape: PreTrainedConfig, lora: LoraConfig) -> ModelSize
     linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
     sizes = [m.in_features * m.out_features for m in linears.values()]
     adapted = [m for name, m in linears.items() if name.rpartition(".")[2] in lora.target_modules]
-    linear, blocks = sum(sizes), shape.get_text_config().num_hidden_layers
+    linear, dimensions = sum(sizes), shape_of(shape)
     return ModelSize(
         linear=linear,
         other=sum(weight.numel() for weight in model.parameters()) - linear,
         adapter=lora.r * sum(m.in_features + m.out_features for m in adapted),
-        layers=blocks,
-        hidden=shape.get_text_config().hidden_size,
+        layers=dimensions.layers,
+        hidden=dimensions.hidden,
         vocabulary=head.out_features,
-        features=sum(m.in_features + m.out_features for m in linears.values()) // blocks,
-        adapter_inputs=sum(m.in_features for m in adapted) // blocks if lora.dropout else 0,
+        features=sum(m.in_features + m.out_features for m in linears.values()) // dimensions.layers,
+        adapter_inputs=sum(m.in_features for m in adapted) // dimensions.layers if lora.dropout else 0,
         largest=max(sizes, default=0),
         quantized_files=getattr(shape, "quantization_config", None) is not None,
     )
