@@ -65,7 +65,7 @@ def check(config: Config, data: records.ProcessedData) -> None:
     if not train.validation_size or not any(data.split_of(title) == "validation" for title, _ in data):
         raise errors.UserError(
             "There is no validation record to measure a loss on. Set --train.validation-size above 0, or run "
-            "process_data.py with a larger --data.validation-fraction."
+            f"`{data.run.command_again('process_data')}` with a larger --data.validation-fraction."
         )
     space.check_start(config)
 

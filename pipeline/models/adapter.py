@@ -12,6 +12,7 @@ from pipeline.models.language_model import LanguageModel, cast_weights, set_trai
 from pipeline.models.loading import _ready
 from pipeline.models.loading_errors import quiet_loading
 from pipeline.run.errors import UserError
+from pipeline.run.run_folder import remake
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ def load_adapter(base: LanguageModel, folder: Path) -> LanguageModel:
         with safe_open(weights, "pt"):
             pass
     except (FileNotFoundError, SafetensorError) as error:
-        raise UserError(f"{weights} is missing or damaged ({error}). Run fine_tuning.py again.") from error
+        raise remake(weights, f"{weights} is missing or damaged ({error}).") from error
     with quiet_loading():
         model = PeftModel.from_pretrained(base.model, str(folder))
     name = f"{base.name} + {folder.name}"

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.models.devices import best_device, free_memory
 from pipeline.run.errors import UserError
+from pipeline.run.run_folder import shell_line
 
 
 def _state() -> Any:
@@ -28,7 +30,7 @@ def prepare(shard_weights: bool) -> None:
         UserError: weights cannot be sharded as asked for.
     """
     if shards_weights() and not shard_weights:
-        raise UserError("Give --train.shard-weights to fine_tuning.py, instead of FSDP's options to accelerate launch.")
+        raise UserError(f"Without FSDP's options, the weights are sharded by {_launch('--train.shard-weights')}.")
     if not shard_weights:
         return
     if best_device() != "cuda":  # where accelerate would train on whole models and say nothing
@@ -39,7 +41,11 @@ def prepare(shard_weights: bool) -> None:
         FSDP_CPU_RAM_EFFICIENT_LOADING="true", FSDP_STATE_DICT_TYPE="SHARDED_STATE_DICT",
     )  # fmt: skip
     if device_count() == 1:
-        raise UserError("--train.shard-weights needs several devices: accelerate launch fine_tuning.py …")
+        raise UserError(f"--train.shard-weights needs several devices: start it with {_launch()}.")
+
+
+def _launch(*options: str) -> str:
+    return f"`accelerate launch {shell_line([*sys.argv, *options])}`"
 
 
 def shards_weights() -> bool:

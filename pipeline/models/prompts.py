@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from config import PromptConfig
 from pipeline.run.errors import UserError
 from pipeline.run.files import read_json, write_json
-from pipeline.run.run_folder import PROMPT_FORMAT
+from pipeline.run.run_folder import PROMPT_FORMAT, remake
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -127,11 +127,11 @@ def load_prompt_format(folder: Path) -> PromptFormat:
     """Read the prompt format that a model was trained with."""
     path = folder / PROMPT_FORMAT
     if not path.exists():
-        raise UserError(f"{path} is missing, so nobody knows how {folder} was prompted. Run fine_tuning.py again.")
+        raise remake(path, f"{path} is missing, so nobody knows how {folder} was prompted.")
     values = read_json(path)
     known = {field.name for field in dataclasses.fields(PromptFormat)}
     if set(values) != known:
-        raise UserError(f"{path} was written by another version. Run fine_tuning.py again.")
+        raise remake(path, f"{path} was written by another version.")
     return PromptFormat(**{**values, "control_tokens": tuple(values["control_tokens"])})
 
 

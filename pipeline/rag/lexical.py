@@ -57,9 +57,9 @@ def words_of(text: str) -> list[str]:
 class LexicalIndex:
     """The words of all pieces."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
-        """Search in, or change, an open database."""
-        self._db = database
+    def __init__(self, database: sqlite3.Connection, run: RunFolder) -> None:
+        """Search in, or change, an open database of a run."""
+        self._db, self._run = database, run
         self._forget()
 
     @classmethod
@@ -69,7 +69,7 @@ class LexicalIndex:
         try:
             database = sqlite3.connect(path)
             database.executescript(SCHEMA + metadata_index.SCHEMA)
-            return cls(database)
+            return cls(database, run)
         except sqlite3.Error as error:
             again = run.command_again("rag_indexing")
             raise UserError(f"{path} cannot be changed ({error}). Delete it and run `{again}` again.") from error
@@ -84,7 +84,8 @@ class LexicalIndex:
         path = run.require(WORDS)
         try:
             # A chain of LangChain searches in another thread than the one that opened the index; one at a time.
-            return cls(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False))
+            database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+            return cls(database, run)
         except sqlite3.Error as error:
             raise UserError(f"{path} cannot be read ({error}). Run `{run.command_again('rag_indexing')}`.") from error
 
@@ -138,7 +139,7 @@ class LexicalIndex:
         """
         last = self._selected
         if last is None or last[0] != tuple(where):
-            last = self._selected = tuple(where), metadata_index.select(self._db, where)
+            last = self._selected = tuple(where), metadata_index.select(self._db, where, self._run)
         return last[1]
 
     def with_title(self, title: str, most: int, among: Selection | None = None) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from config import Condition
 from pipeline.data.metadata import Metadata, comparable_value, comparable_values
 from pipeline.run.errors import UserError
+from pipeline.run.run_folder import RunFolder
 
 # A value is a number or a text that is not empty; for SQLite, any number is less than any text.
 SCHEMA = """
@@ -59,8 +60,13 @@ def texts(database: sqlite3.Connection, name: str) -> list[str]:
     return list(itertools.islice(_ascending(database, query, {"name": name}), MOST_LISTED))
 
 
-def select(database: sqlite3.Connection, where: Sequence[Condition]) -> Selection:
+def select(database: sqlite3.Connection, where: Sequence[Condition], run: RunFolder) -> Selection:
     """Return the pieces that meet all conditions; a piece without a field meets no condition on it.
+
+    Args:
+        database: of the words.
+        where: the conditions.
+        run: whose index it is, for the message.
 
     Raises:
         UserError: no piece has one of the fields.
@@ -68,7 +74,8 @@ def select(database: sqlite3.Connection, where: Sequence[Condition]) -> Selectio
     known = names(database)
     for condition in where:
         if condition.field not in known:
-            there_is = f"there are {', '.join(known)}" if known else "run process_data.py with --data.metadata first"
+            keep = f"run `{run.command_again('process_data')}` with --data.metadata {condition.field}"
+            there_is = f"there are {', '.join(known)}" if known else f"to keep it, {keep}"
             raise UserError(f"The index has no field {condition.field!r} (--rag.where); {there_is}.")
     parameters: dict[str, float | str] = {f"field{n}": condition.field for n, condition in enumerate(where)}
     for n, condition in enumerate(where):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.run.errors import UserError
+from pipeline.run.run_folder import remake
 
 # Of safetensors and the converter, of torch, of SQLite: their errors are no OSError.
 FULL_DISK = ("No space left on device", "file write failed", "database or disk is full")
@@ -102,7 +103,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, IsADirectoryError) as error:
-        raise UserError(f"{path} is damaged ({error}). Delete it and run the stage that makes it again.") from error
+        raise remake(path, f"{path} is damaged ({error}).") from error
 
 
 def file_hash(path: Path) -> str:

@@ -5,6 +5,7 @@ Standard library only, since run.py reads it before anything is installed.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import itertools
 import json
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import STAGES, Config, StageName
-from pipeline.run.errors import StageNeeded
+from pipeline.run.errors import StageNeeded, UserError
 
 RECIPE = "recipe.toml"
 MANIFESTS = "manifests"
@@ -194,6 +195,18 @@ def next_stage(stage: StageName) -> StageName | None:
 def maker_of(name: str) -> StageName:
     """Return the stage that makes an artifact with this name."""
     return next(artifact.maker for pattern, artifact in ARTIFACTS.items() if fnmatch.fnmatchcase(name, pattern))
+
+
+def remake(path: Path, problem: str) -> UserError:
+    """Return the error for a file that is missing or damaged: in the folder of a run, it names the command that makes it."""
+    run = next(
+        (parent for parent in path.parents if (parent / RECIPE).exists() and (parent / MANIFESTS).is_dir()), None
+    )
+    if run is not None:
+        name = path.relative_to(run).parts[0]
+        with contextlib.suppress(StopIteration):  # nothing that a stage makes
+            return RunFolder(run, str(run / RECIPE)).stage_needed(problem, maker_of(name), again=True)
+    return UserError(f"{problem} Make it again, or replace it.")
 
 
 def shell_line(parts: Iterable[str]) -> str:

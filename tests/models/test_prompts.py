@@ -296,7 +296,7 @@ def test_the_format_is_saved_and_read_again(tmp_path, smollm2_tokenizer):
     prompt_format = make_prompt_format(PromptConfig(), smollm2_tokenizer)
     prompt_format.save(tmp_path)
     assert load_prompt_format(tmp_path) == prompt_format
-    with pytest.raises(UserError, match=r"fine_tuning\.py"):
+    with pytest.raises(UserError, match=r"prompt_format\.json is missing"):
         load_prompt_format(tmp_path / "nowhere")
     file = tmp_path / "prompt_format.json"
     older = {name: value for name, value in json.loads(file.read_text(encoding="utf-8")).items() if name != "between"}
