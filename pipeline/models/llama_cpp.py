@@ -6,6 +6,7 @@ import json
 import queue
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from config import GenerationConfig
 from pipeline.models.generation import Answer, Reading
 from pipeline.models.prompts import PromptFormat
 from pipeline.run.errors import UserError
+from pipeline.run.run_folder import remake
 
 CONTEXT_TOKENS = 4096  # of prompt and answer together, unless more are needed
 NOT_QUANTIZED = ("all F32", "F16", "BF16")  # as llama.cpp calls them
@@ -50,18 +52,14 @@ class GgufModel:
         try:
             self._server = xllamacpp.Server(parameters)
         except RuntimeError as error:
-            raise UserError(f"llama.cpp cannot load {path} ({error}). Run merge_and_convert.py again.") from error
+            raise remake(path, f"llama.cpp cannot load {path} ({error}).") from error
         # A server that is closed before its loop has begun never ends. This request is answered by the loop.
-        self._open(self._server.listening_address + "/slots", timeout=60).close()
-        model = self._get("/v1/models")["data"][0]["meta"]
+        self._answer("/slots")
+        model = self._answer("/v1/models")["data"][0]["meta"]
         number_format = model["ftype"]
         self._vocabulary, self._letter = model["n_vocab"], self.tokenize("a")[-1]
         precision = "16bit" if number_format in NOT_QUANTIZED else number_format
-        self.runs_on = {"backend": "llama.cpp", "device": "cpu", "precision": precision}
-
-    def _get(self, path: str) -> dict[str, Any]:
-        with self._open(self._server.listening_address + path, timeout=60) as response:
-            return json.load(response)
+        self.runs_on = {"backend": "llama.cpp", "device": device(), "precision": precision}
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of a prompt, with BOS where the model has one, control tokens read as such."""
@@ -72,11 +70,21 @@ class GgufModel:
         del self._server
 
     def _post(self, path: str, values: dict[str, Any]) -> dict[str, Any]:
+        return self._answer(path, json.dumps(values).encode())
+
+    def _answer(self, path: str, body: bytes | None = None) -> Any:
+        """Return what the server answers; a UserError with its message if it refuses.
+
+        Nothing bounds the time: the server is a thread of this process, and a long prompt takes a slow processor minutes.
+        """
         request = urllib.request.Request(
-            self._server.listening_address + path, json.dumps(values).encode(), {"Content-Type": "application/json"}
+            self._server.listening_address + path, body, {"Content-Type": "application/json"}
         )
-        with self._open(request, timeout=60) as response:
-            return json.load(response)
+        try:
+            with self._open(request) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            return _checked(json.load(error))
 
     def count_tokens(self, prompt: str) -> int:
         """Return the tokens of a prompt, BOS included."""
@@ -154,6 +162,18 @@ def sampling(config: GenerationConfig) -> dict[str, float]:
     return {**chosen, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
 
 
+def device() -> str:
+    """Return what llama.cpp puts the layers of a model on: its GPUs, as many layers as they have memory for, or cpu."""
+    import xllamacpp
+
+    kinds, devices = xllamacpp.ggml_backend_dev_type, xllamacpp.get_device_info()
+    for kind in (kinds.GGML_BACKEND_DEVICE_TYPE_GPU, kinds.GGML_BACKEND_DEVICE_TYPE_IGPU):
+        # Those that share the memory of the machine are used where there is no other.
+        if found := [f"{each['name']} ({each['description']})" for each in devices if each["type"] == kind]:
+            return ", ".join(found)
+    return "cpu"
+
+
 def _request(prompt_format: PromptFormat, prompt: str, config: GenerationConfig) -> dict[str, Any]:
     return {
         "prompt": prompt,
@@ -165,5 +185,7 @@ def _request(prompt_format: PromptFormat, prompt: str, config: GenerationConfig)
 
 def _checked(result: Any) -> dict[str, Any]:
     if "error" in result:
-        raise UserError(f"llama.cpp: {result['error'].get('message', result['error'])}")
+        problem = result["error"]
+        remedy = " Ask with a shorter text." if problem.get("type") == "exceed_context_size_error" else ""
+        raise UserError(f"llama.cpp: {problem['message'].rstrip('.')}.{remedy}")
     return result
