@@ -86,9 +86,8 @@ def kill_left(folder: Path) -> None:
     folder = folder.resolve()
     for process in psutil.process_iter(["cmdline"]):
         arguments = [Path(argument) for argument in process.info["cmdline"] or []]
-        if any(path.name == "fine_tuning.py" for path in arguments) and any(
-            folder in path.parents for path in arguments
-        ):
+        is_training = any(path.name == "fine_tuning.py" for path in arguments)
+        if is_training and any(folder in path.resolve().parents for path in arguments):
             kill(process)
 
 

@@ -154,6 +154,26 @@ def test_the_command_trains_with_the_best_settings(searched):
     assert (parsed.train, parsed.lora) == (best.train, best.lora)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need rights there")
+@pytest.mark.parametrize("searched_in", ["link", "place"])
+def test_a_training_that_was_left_running_is_found_behind_a_symbolic_link(tmp_path, searched_in):
+    (tmp_path / "place").mkdir()
+    (tmp_path / "link").symlink_to("place")
+    script = tmp_path / "fine_tuning.py"
+    script.write_text("import time\ntime.sleep(60)", encoding="utf-8")
+    ours, other = (
+        subprocess.Popen([sys.executable, str(script), "--output-dir", str(tmp_path / folder / "trial_000")])
+        for folder in ("link", "elsewhere")
+    )
+    try:
+        trial_process.kill_left(tmp_path / searched_in)
+        assert ours.poll() is not None and other.poll() is None
+    finally:
+        for process in (ours, other):
+            process.kill()
+            process.wait()
+
+
 def no_training(*_):
     raise AssertionError("nothing is left to do")
 
