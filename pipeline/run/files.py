@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -28,13 +28,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     import psutil
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    replaced = path.with_name(f".{path.name}.old.{os.getpid()}.tmp")
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        # What a program that was killed left behind.
-        owner = int(left.suffixes[-2].removeprefix("."))
-        if owner == os.getpid() or not psutil.pid_exists(owner):
-            _remove(left)
+    own = re.compile(rf"\.{re.escape(path.name)}\.(?:old\.)?(\d{{1,9}})\.tmp")
+    for owner in {int(left[1]) for beside in path.parent.iterdir() if (left := own.fullmatch(beside.name))}:
+        if owner == os.getpid() or not psutil.pid_exists(owner):  # it was killed
+            _settle(path, owner)
+    temporary, replaced = _temporary_paths(path, os.getpid())
     try:
         with told_if_full(path.parent):
             yield temporary
@@ -42,8 +40,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 path.replace(replaced)
             temporary.replace(path)
     finally:
-        _remove(temporary)
-        _remove(replaced)
+        _settle(path, os.getpid())
+
+
+def _temporary_paths(path: Path, owner: int) -> tuple[Path, Path]:
+    """Return where a process writes what is to be at `path`, and where it puts the folder that is there, meanwhile."""
+    return path.with_name(f".{path.name}.{owner}.tmp"), path.with_name(f".{path.name}.old.{owner}.tmp")
+
+
+def _settle(path: Path, owner: int) -> None:
+    """Remove what a process has left beside `path`; the old folder is put back if no new one has taken its place."""
+    temporary, replaced = _temporary_paths(path, owner)
+    # Without the new folder beside it, the old one was replaced, and may be half removed.
+    if temporary.exists() and replaced.exists() and not path.exists():
+        replaced.replace(path)
+    _remove(temporary)
+    _remove(replaced)
 
 
 @contextlib.contextmanager

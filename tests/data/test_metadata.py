@@ -382,7 +382,9 @@ def test_an_index_that_was_made_before_there_was_metadata_is_searched_as_before(
     empty.lexical._db.executescript("DROP TRIGGER metadata_removed; DROP TABLE metadata;")
     old = replace(empty, lexical=LexicalIndex.of_run(RunFolder(tmp_path)))
     assert old.search("Green Tea", 1)[0].title == "Green Tea" and old.fields() == {}
-    with pytest.raises(UserError, match=r"no field 'brand' .*run `python process_data\.py .*` with --data\.metadata brand"):
+    with pytest.raises(
+        UserError, match=r"no field 'brand' .*run `python process_data\.py .*` with --data\.metadata brand"
+    ):
         old.search("Green Tea", 1, conditions("brand=x"))
     assert fill(empty.store, LexicalIndex.make(RunFolder(tmp_path)), embeddings, RECORDS) == (4, 4, 1)
     assert replace(empty, lexical=LexicalIndex.of_run(RunFolder(tmp_path))).search("tea", 9, conditions("brand=Halder"))

@@ -55,7 +55,9 @@ def test_adapter(trained, proof):
     base = loading.load_base(trained.model, "16bit")
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"adapter_model\.safetensors is missing or damaged .*Run `python fine_tuning\.py .*` again"):
+    with pytest.raises(
+        UserError, match=r"adapter_model\.safetensors is missing or damaged .*Run `python fine_tuning\.py .*` again"
+    ):
         adapter.load_adapter(base, folder)
     weights.unlink()
     torch.save({"weights": Code(proof)}, folder / "adapter_model.bin")

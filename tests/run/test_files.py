@@ -47,6 +47,24 @@ def test_an_interrupted_folder_leaves_the_old_one(tmp_path):
     assert (path / "weights").read_text(encoding="utf-8") == "old"
 
 
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monkeypatch):
+    """Ctrl-C at that moment, or on Windows somebody who reads what is to be renamed."""
+    path, replace = tmp_path / "model", Path.replace
+    path.mkdir()
+    (path / "weights").write_text("old", encoding="utf-8")
+
+    def interrupted(self, target):
+        if self.name.startswith(".model") and "old" not in self.name:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with pytest.raises(KeyboardInterrupt), files.atomic_path(path) as temporary:
+        temporary.mkdir()
+        monkeypatch.setattr(Path, "replace", interrupted)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert (path / "weights").read_text(encoding="utf-8") == "old"
+
+
 def test_a_new_folder_replaces_the_old_one_whole(tmp_path):
     path = tmp_path / "model"
     path.mkdir()
@@ -134,5 +152,9 @@ def test_what_a_killed_program_left_behind_is_removed(tmp_path):
     left, alive = tmp_path / f".trn.json.{dead.pid}.tmp", tmp_path / f".trn.json.{os.getppid()}.tmp"
     for path in (left, alive):
         path.write_text("half", encoding="utf-8")
+    names = ("backup", "123.backup", "old.backup", "9" * 30, "gz." + str(dead.pid))
+    others = [tmp_path / f".trn.json.{name}.tmp" for name in names]
+    for path in others:
+        path.write_text("of another program", encoding="utf-8")
     files.write_json(tmp_path / "trn.json", [])
-    assert not left.exists() and alive.exists()
+    assert not left.exists() and alive.exists() and all(path.exists() for path in others)
