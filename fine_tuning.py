@@ -86,6 +86,8 @@ def check_settings(config: Config) -> None:
         raise UserError(
             f"--train.optimizer {train.optimizer} needs an NVIDIA GPU with CUDA. Use --train.optimizer adamw_torch."
         )
+    if train.optimizer != "adamw_torch":
+        loading.require_bitsandbytes(f"--train.optimizer {train.optimizer}", "give --train.optimizer adamw_torch")
 
 
 def shared_settings(config: Config, data: records.ProcessedData, chosen: memory.TrainingPlan) -> dict[str, Any]:

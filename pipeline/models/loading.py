@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pipeline.models.language_model import CausalModel
 
+INSTALL_BITSANDBYTES = "pip install bitsandbytes"
 # Unsloth has kernels of its own for these; others it compiles, for minutes, and gains little.
 UNSLOTH_KERNELS = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
 
@@ -68,6 +69,10 @@ def prepare_backend(config: ModelConfig) -> Backend:
             "Loading in 4 bits needs an NVIDIA GPU with CUDA, and there is none here. Use --model.precision 16bit, with "
             "--model.name naming a small model and --train.optimizer adamw_torch, or the preset demo."
         )
+    if config.precision == "4bit":
+        require_bitsandbytes("--model.precision 4bit", "give --model.precision 16bit")
+    else:
+        _require_what_reads(config.name)
     if backend == "unsloth":
         import unsloth  # noqa: F401  It changes transformers, and must come first.
     return backend
@@ -96,6 +101,8 @@ def load_base(
         training_format: to be trained in; None loads the model to answer.
     """
     backend = prepare_backend(config)
+    if precision == "4bit":
+        require_bitsandbytes("Loading in 4 bits", "give --model.precision 16bit")
     path = bundled.resolve(config.name)
     with helpful_loading_errors(config.name):
         tokenizer = load_tokenizer(path)
@@ -137,17 +144,19 @@ def load_for_merging(config: ModelConfig, precision: Precision) -> tuple[Languag
         precision: that of the training; for 4bit, weights that the files hold in 16 bits are rounded as they were there.
 
     Raises:
-        UserError: bitsandbytes, which rounds to 4 bits, is needed and not installed.
+        UserError: bitsandbytes, which reads and rounds to 4 bits, is not installed.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     path, options = bundled.resolve(config.name), {}
     with helpful_loading_errors(config.name), quiet_loading():
+        _require_what_reads(path)
         shape = AutoConfig.from_pretrained(path, trust_remote_code=False)
         if not quantized_files(path):
             shape.dtype = None  # the format is that of the weights, whatever config.json says
             if precision == "4bit":
-                require_bitsandbytes()
+                needing = "An adapter that was trained on weights of 4 bits"
+                require_bitsandbytes(needing, "run this stage on the machine that trained it")
                 options["quantization_config"] = four_bits()
         model = AutoModelForCausalLM.from_pretrained(
             path, config=shape, dtype="auto", device_map="cpu", use_safetensors=True, trust_remote_code=False, **options
@@ -199,12 +208,20 @@ def four_bits(**options: Any) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, **options)
 
 
-def require_bitsandbytes() -> None:
-    """Raise a UserError if bitsandbytes, which rounds weights to 4 bits, is not installed."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "The adapter was trained on weights of 4 bits, which only bitsandbytes can restore. Run `pip install bitsandbytes`."
-        )
+def has_bitsandbytes() -> bool:
+    """Tell whether bitsandbytes, which knows 4-bit weights and 8-bit optimizers, is installed."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def require_bitsandbytes(needing: str, otherwise: str) -> None:
+    """Raise a UserError if bitsandbytes is not installed.
+
+    Args:
+        needing: what needs it.
+        otherwise: what to do without it.
+    """
+    if not has_bitsandbytes():
+        raise UserError(f"{needing} needs bitsandbytes: run `{INSTALL_BITSANDBYTES}`, or {otherwise}.")
 
 
 def _dequantized(model: CausalModel) -> CausalModel:
@@ -228,6 +245,15 @@ def _device_map() -> dict[str, Any] | None:
 def quantized_files(name: str) -> bool:
     """Tell whether the files of a model hold quantized weights."""
     return "quantization_config" in model_config(name)
+
+
+def _require_what_reads(name: str) -> None:
+    """Raise a UserError if the files of a model were quantized by bitsandbytes, and that is not installed."""
+    if has_bitsandbytes() or not quantized_files(name):
+        return
+    # Its first versions named no method.
+    if model_config(name)["quantization_config"].get("quant_method", "bitsandbytes") == "bitsandbytes":
+        require_bitsandbytes(f"{name}, whose files hold quantized weights,", "name another model with --model.name")
 
 
 def _ready(

@@ -11,6 +11,7 @@ from config import ModelConfig, TrainConfig
 from pipeline.models import distributed
 from pipeline.models.devices import GIB, ComputeFormat, best_device
 from pipeline.models.language_model import Backend, Precision
+from pipeline.models.loading import INSTALL_BITSANDBYTES, has_bitsandbytes
 from pipeline.models.precision import precisions
 from pipeline.models.size import ModelSize
 from pipeline.run.errors import UserError
@@ -190,7 +191,8 @@ def plan_training(
     elif shards > 1:
         remedy = "Use more devices, or a smaller model with --model.name"
     elif smallest.precision == "16bit" and best_device() == "cuda":
-        remedy = "Give --model.precision 4bit"
+        install = "" if has_bitsandbytes() else f"Run `{INSTALL_BITSANDBYTES}`. "
+        remedy = f"{install}Give --model.precision 4bit"
     elif best_device() != "cuda" and form.name == "float32":
         remedy = "Take a smaller model with --model.name, or --model.compute-dtype bfloat16, which may be slow here"
     else:

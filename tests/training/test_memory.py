@@ -66,10 +66,11 @@ MEASURED_ON_A_CPU = [
 ]
 
 
-def run_on(monkeypatch, device):
+def run_on(monkeypatch, device, bitsandbytes=True):
     """Let the plan believe that it is made for a device."""
     for module in (memory, precision):
         monkeypatch.setattr(module, "best_device", lambda: device)
+        monkeypatch.setattr(module, "has_bitsandbytes", lambda: bitsandbytes)
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +150,8 @@ def test_weights_are_counted_without_the_files(tiny_model, architecture):
     assert size.adapter == get_peft_model(model, peft_lora_config(lora)).get_nb_trainable_parameters()[0]
 
 
-def plan(size, free_gib, monkeypatch, tokens=20_000, **settings):
-    run_on(monkeypatch, "cuda")
+def plan(size, free_gib, monkeypatch, tokens=20_000, bitsandbytes=True, **settings):
+    run_on(monkeypatch, "cuda", bitsandbytes)
     train = TrainConfig(batch_size=2, gradient_accumulation_steps=4, optimizer="adamw_8bit", **settings)
     form = ComputeFormat("bfloat16", "as set")
     return plan_training(
@@ -173,6 +174,13 @@ def test_a_small_step_is_one_pass_as_long_as_it_fits(sizes, monkeypatch):
     assert [(p.precision, p.checkpointing, p.passes) for p in found] == [
         ("16bit", False, 1), ("16bit", True, 1), ("4bit", False, 1), ("4bit", True, 1),
     ]  # fmt: skip
+
+
+def test_without_bitsandbytes_there_are_16_bits_only_and_the_remedy_installs_it(sizes, monkeypatch):
+    found = [plan(sizes["llama"], free, monkeypatch, 2000, False, passes=1) for free in (80, 23)]
+    assert [(p.precision, p.checkpointing) for p in found] == [("16bit", False), ("16bit", True)]
+    with pytest.raises(UserError, match=r"Run `pip install bitsandbytes`\. Give --model\.precision 4bit\.$"):
+        plan(sizes["llama"], 12, monkeypatch, 2000, False)
 
 
 def test_a_limit_counts_like_a_smaller_card(sizes, monkeypatch):
