@@ -122,7 +122,7 @@ def merge(config: Config, adapter: Path, data: records.ProcessedData, metrics: d
     language_model.cast_weights(merged.model, merged.compute_format.dtype)
     read = texts.read(functools.partial(generation.read, merged))
     if base.precision == precision:  # other weights choose other tokens
-        least = config.gguf.min_agreement or parity.MIN_AGREEMENT["f16"]
+        least = least_agreement(config, "f16")
         parity.check_agreement("base + adapter", trained.answered, "the merged model", read.answered, least)
     first = generation.generate(merged, prompt_format, [texts.answered[0].prompt], greedy_generation(config))[0].text
     folder = config.run_dir / MERGED_MODEL
@@ -211,8 +211,13 @@ def check(config: Config, merged: Merged, gguf_file: Path, metrics: dict[str, An
     print(f"  loss on {len(converted.validation)} validation records, in nats per token")
     for line in lines:
         print(f"    {line}")
-    least = config.gguf.min_agreement or parity.MIN_AGREEMENT[config.gguf.type]
+    least = least_agreement(config, config.gguf.type)
     parity.check_agreement("the merged model", merged.merged.answered, "the GGUF", converted.answered, least)
+
+
+def least_agreement(config: Config, number_format: str) -> float:
+    """Return the share of next-token decisions that must agree: as set, or as measuring has shown for a number format."""
+    return parity.MIN_AGREEMENT[number_format] if config.gguf.min_agreement is None else config.gguf.min_agreement
 
 
 def greedy_generation(config: Config) -> GenerationConfig:

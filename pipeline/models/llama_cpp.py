@@ -134,14 +134,22 @@ class GgufModel:
         """Return what the model makes of ids[start:], given all that stands before."""
         choices, losses = [], []
         for position in range(start, len(ids)):
-            found = self._forced(ids[:position], ids[position], told=1)
-            if found is None:  # the token is a part of a character, which the server holds back, with all it would tell
-                found = self._forced(ids[:position], self._letter, told=self._vocabulary)
-                assert found is not None  # a letter is a character
-                found["logprob"] = next(t["logprob"] for t in found["top_logprobs"] if t["id"] == ids[position])
-            choices.append(found["top_logprobs"][0]["id"])
-            losses.append(-found["logprob"])
+            before, token = ids[:position], ids[position]
+            found = self._forced(before, token, told=1)
+            if found is not None:
+                choices.append(found["top_logprobs"][0]["id"])
+                losses.append(-found["logprob"])
+            else:  # the token is a part of a character, which the server holds back, with all it would tell
+                likelihoods = self.likeliest(before, self._vocabulary)
+                choices.append(next(iter(likelihoods)))
+                losses.append(-likelihoods[token])
         return Reading(choices, losses)
+
+    def likeliest(self, ids: Sequence[int], number: int) -> dict[int, float]:
+        """Return the likeliest next tokens, the likeliest first, with their log-likelihoods."""
+        found = self._forced(ids, self._letter, told=number)
+        assert found is not None  # a letter is a whole character
+        return {token["id"]: token["logprob"] for token in found["top_logprobs"]}
 
     def _forced(self, ids: Sequence[int], token: int, told: int) -> dict[str, Any] | None:
         """Force the next token; return its log-likelihood and those of the likeliest ones, as they were before that."""
