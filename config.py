@@ -568,7 +568,7 @@ STAGES: dict[StageName, tuple[str, ...]] = {
     "ft_test_trained_model": ("model", "answers", "questions"),
     "merge_and_convert": ("model", "generation", "questions", "merge", "gguf"),
     "rag_indexing": ("rag",),
-    "rag_search_vs": ("rag",),
+    "rag_search_vs": ("prompt", "rag"),
     "rag_model_retriever": ("prompt", "model", "answers", "questions", "rag"),
     "compare_models": ("rag", "judge"),
 }

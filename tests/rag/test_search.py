@@ -9,9 +9,11 @@ import pytest
 import process_data
 import rag_indexing
 import rag_model_retriever
+import rag_search_vs
 from config import RagConfig
 from pipeline.rag import chunking, citations, indexing, retrieval, vector_store
 from pipeline.rag.lexical import LexicalIndex, words_of
+from pipeline.run import command_line, manifests
 from pipeline.run.errors import UserError
 from pipeline.run.files import read_json
 from pipeline.run.run_folder import RunFolder
@@ -208,3 +210,17 @@ def test_sentences_cite_the_record_that_holds_them(retriever):
     assert citations.support("purple elephants", hits, retriever.lexical) == 0
     assert 0 < citations.support("Fifty elephants", hits, retriever.lexical) < 1
     assert citations.cite("", [], retriever.lexical) == "" and citations.support("", [], retriever.lexical) == 0
+
+
+@pytest.mark.parametrize("stage", ["foundation_model", "fine_tuning"])
+def test_what_is_found_is_named_as_the_run_names_it(stage, tmp_path, retriever, capsys):
+    given = ["--prompt.title-label", "Pergunta", "--prompt.content-label", "Resposta"]
+    folder = ["--output-dir", str(tmp_path)]
+    trained, _ = command_line.parse(stage, "", command_line.NoOptions, [*folder, *given])
+    with manifests.stage_manifest(trained, stage, []):
+        pass
+    for options, labels in ((folder, ("Pergunta", "Resposta")), ([*folder, given[0], "Q"], ("Q", "Resposta"))):
+        config, _ = command_line.parse("rag_search_vs", "", rag_search_vs.SearchOptions, options)
+        rag_search_vs.print_hits(retriever.search("green tea", 1), config)
+        printed = capsys.readouterr().out
+        assert f"1. {labels[0]}: Green Tea\n" in printed and f"\n   {labels[1]}: Fifty sachets" in printed
