@@ -591,7 +591,7 @@ _DEMO = Config(
     generation=GenerationConfig(max_new_tokens=64, temperature=0.2),
     answers=GenerationConfig(max_new_tokens=64, temperature=0.0),
     questions=QuestionsConfig(
-        examples=("Girls' Ballet Tutu Skirt, 4-Layer Tulle, Blush Pink, Ages 2-8 Years",), held_out=7, general=40
+        examples=("Girls' Ballet Tutu Skirt, 4-Layer Tulle, Blush Pink, Ages 2-8 Years",), held_out=7, general=24
     ),
 )
 

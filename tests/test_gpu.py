@@ -16,6 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from config import PROJECT_DIR
+from pipeline.evaluation import answers
+from pipeline.run.errors import UserError
 from pipeline.run.files import read_json
 from pipeline.run.manifests import read_manifest
 from pipeline.run.run_folder import RunFolder
@@ -41,6 +43,7 @@ def run_stage(tiny_model, tmp_path):
             command += ["--model.name", str(tiny_model(architecture))]
         done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8")
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        (tmp_path / "printed.txt").write_text(done.stdout, encoding="utf-8")
         return tmp_path / "demo"
 
     return run
@@ -131,3 +134,37 @@ def test_training_goes_on_and_answers_in_batches_as_one_by_one(run_stage, backen
         )  # fmt: skip
         texts.append([answer["answer"] for answer in read_json(run_dir / "finetuned_answers.json")["answers"]])
     assert texts[0] == texts[1] and all(texts[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_columns_of_a_run_are_answered_in_the_precision_of_its_training(run_stage, backend, tmp_path):
+    model = ("--model.backend", backend)
+    short = ("--answers.max-new-tokens", "4", "--questions.held-out", "2")
+    stages = {"Foundation": "foundation_model", "Fine-tuned": "ft_test_trained_model"}
+
+    def columns():
+        run = RunFolder(run_dir)
+        names = ("foundation_answers.json", "finetuned_answers.json")
+        return run, {column: answers.read(run, name) for column, name in zip(stages, names, strict=True)}
+
+    run_stage("process_data.py", "wide_llama")
+    asked = (*model, *short, "--prompt.format", "alpaca")
+    run_stage("foundation_model.py", "wide_llama", *asked)
+    training = (*TRAINING, "--train.max-steps", "4", "--train.optimizer", "adamw_8bit")
+    run_stage("fine_tuning.py", "wide_llama", *model, *training, "--model.precision", "4bit")
+    assert "answered in 16bit, and this training is in 4bit" in (tmp_path / "printed.txt").read_text(encoding="utf-8")
+    run_dir = run_stage("ft_test_trained_model.py", "wide_llama", *model, *short, "--questions.general", "3")
+    run, mixed = columns()
+    assert [file["runs_on"]["precision"] for file in mixed.values()] == ["16bit", "4bit"]
+    read = mixed["Fine-tuned"]["general"]
+    assert len(read) == 3 and all(text["kl"] > 0 for text in read)
+    with pytest.raises(UserError, match="different precisions: 16bit, 4bit"):
+        answers.check_made_from(run, mixed, stages)
+    run_stage("foundation_model.py", "wide_llama", *asked)
+    run, alike = columns()
+    assert [file["runs_on"]["precision"] for file in alike.values()] == ["4bit", "4bit"]
+    assert answers.check_made_from(run, alike, stages) == []
+    before, after = (
+        sum(a["reference_loss"] for a in file["answers"]) for file in (mixed["Foundation"], alike["Foundation"])
+    )
+    assert before != after, "the weights are other ones"
