@@ -40,7 +40,7 @@ def print_report(comparison: Comparison, notes: list[str]) -> None:
         written = [answer["answer"] for answer in question["answers"].values()]
         texts = (question["title"], question["reference"] or f"({question['split']})", *written)
         answers.add_row(*(Text(textwrap.shorten(text, SHOWN_CHARS, placeholder=" …")) for text in texts))
-    for row in figure_rows(comparison, short=True):
+    for row in figure_rows(comparison):
         figures.add_row(row["label"], *(Text(text) for text in row["figures"]))
     console.print(answers)
     if len(comparison.questions) > SHOWN_QUESTIONS:
@@ -74,26 +74,25 @@ def write_report(run: RunFolder, comparison: Comparison, notes: list[str]) -> Pa
     return path
 
 
-def figure_rows(comparison: Comparison, short: bool = False) -> list[dict[str, Any]]:
+def figure_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Return one row for each metric: its label, what it means, and for each column its figure with the interval."""
     return [
         {
             "label": METRICS[name].label,
             "meaning": METRICS[name].meaning,
-            "figures": [_figure_text(METRICS[name].form, figure, short, most_answers(row)) for figure in row.values()],
+            "figures": [_figure_text(METRICS[name].form, figure, most_answers(row)) for figure in row.values()],
         }
         for name, row in comparison.figures.items()
     ]
 
 
-def _figure_text(form: str, figure: Figure | None, short: bool, most: int) -> str:
+def _figure_text(form: str, figure: Figure | None, most: int) -> str:
     """Return a figure with its interval and, where it is of fewer answers than its neighbour, with their number."""
     if figure is None:
         return "–"
     text = form.format(figure.value)
     if figure.low is not None and figure.high is not None:
-        low, high = form.format(figure.low), form.format(figure.high)
-        text += f" {low}–{high}" if short else f" [{low}, {high}]"
+        text += f" [{form.format(figure.low)}, {form.format(figure.high)}]"
     return text if figure.answers == most else f"{text} ({figure.answers} of {most})"
 
 
@@ -143,10 +142,10 @@ def _forgetting(comparison: Comparison) -> list[str]:
     )
     change = f"the perplexity of {tuned.answers} general texts went from {base.value:.1f} to {tuned.value:.1f}"
     if not found.certain:
-        return [f"Did it forget? Not that it could be told: {change}, no more than noise."]
+        return [f"Did it forget? It cannot be told: {change}, no more than noise."]
     if tuned.value < base.value:
-        return [f"Did it forget? No: {change}."]
-    return [f"Did it forget? Yes: {change}."]
+        return [f"Did it forget? No sign of it: {change}."]
+    return [f"Did it forget? Something: {change}."]
 
 
 def _difference_text(finding: Finding) -> str:

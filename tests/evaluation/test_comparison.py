@@ -226,7 +226,7 @@ def test_what_was_forgotten_is_a_row_and_a_sentence(tmp_path, monkeypatch, capsy
     config = replace(PRESETS["demo"], output_dir=tmp_path)
     rng = random.Random(5)
     texts = [{"tokens": 40, "base_loss": rng.gauss(100, 9), "kl": 4.0} for _ in range(30)]
-    for change, said in ((8.0, "Yes: "), (0.0, "Not that it could be told: "), (-8.0, "No: ")):
+    for change, said in ((8.0, "Something: "), (0.0, "It cannot be told: "), (-8.0, "No sign of it: ")):
         read = [text | {"tuned_loss": text["base_loss"] + change + rng.gauss(0, 1)} for text in texts]
         write_answers(config, "foundation_answers.json", [entry("a", title=str(n)) for n in range(8)])
         tuned = [entry("a", title=str(n)) for n in range(8)]
