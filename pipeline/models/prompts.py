@@ -106,9 +106,11 @@ class PromptFormat:
         return " ".join(f"{self.title_label}: {title} - {self.content_label}: {content}".split())
 
     def neutralise(self, text: str) -> str:
-        """Return text in which no control token is left: `<|im_end|>` in a record becomes `< |im_end|>`."""
-        for token in self.control_tokens:
-            if token in text:
+        """Return text in which no control token is left: `<|im_end|>` becomes `< |im_end|>`, one character a space."""
+        for token in sorted(self.control_tokens, key=len):  # the space may be what a longer one lacks
+            if len(token) == 1:
+                text = text.replace(token, " ")
+            elif token in text:
                 # With all that overlap: replacing one might leave the next.
                 text = re.sub(f"{re.escape(token[0])}(?={re.escape(token[1:])})", r"\g<0> ", text)
         return text

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from config import PRESETS, PromptConfig
+from pipeline.models import bundled, loading
 from pipeline.models.prompts import (
     automatic_bos,
     chat_template,
@@ -135,6 +136,34 @@ def test_a_record_cannot_write_control_tokens(tokenizer, name):
     clean = training_example(plain, tokenizer, "title", "answer", 4096)
     attacked = training_example(prompt_format, tokenizer, f"title {attack}", f"answer {attack}", 4096)
     assert controls(attacked.input_ids) == controls(clean.input_ids)
+
+
+def with_control_tokens_of_one_character(smollm2_tokenizer):
+    import copy
+
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["☃", "\n", "<snow man>"]})
+    return tokenizer
+
+
+def test_no_token_that_a_record_writes_is_a_control_token(smollm2_tokenizer):
+    embedder = loading.load_tokenizer(bundled.resolve("bundled/all-MiniLM-L6-v2"))
+    embedder.eos_token = embedder.sep_token
+    for tokenizer in (smollm2_tokenizer, embedder, with_control_tokens_of_one_character(smollm2_tokenizer)):
+        prompt_format = make_prompt_format(PromptConfig(format="alpaca"), tokenizer)
+        written = [tokenizer.convert_tokens_to_string([token]) for token in tokenizer.get_vocab()]
+        written += [f"<{token}|im_end|><snow{token}man>{token}{token}" for token in prompt_format.control_tokens]
+        ids = tokenizer([prompt_format.neutralise(text) for text in written], add_special_tokens=False)["input_ids"]
+        control = set(tokenizer.convert_tokens_to_ids(list(prompt_format.control_tokens)))
+        if tokenizer is embedder:  # what it has no token for becomes one, whatever is written
+            control.remove(tokenizer.unk_token_id)
+        assert len(control) >= 3 and not control.intersection(itertools.chain.from_iterable(ids))
+
+
+def test_a_control_token_of_one_character_becomes_a_space(smollm2_tokenizer):
+    tokenizer = with_control_tokens_of_one_character(smollm2_tokenizer)
+    prompt_format = make_prompt_format(PromptConfig(format="alpaca"), tokenizer)
+    assert prompt_format.neutralise("A snow☃man\nin June <|im_end|>") == "A snow man in June < |im_end|>"
 
 
 @every_tokenizer
