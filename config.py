@@ -284,10 +284,6 @@ class TrainConfig:
         """Records of an optimizer step in faithful batching."""
         return self.batch_size * self.gradient_accumulation_steps
 
-    def steps(self, records: int) -> int:
-        """Return the optimizer steps that a training on so many records takes in faithful batching."""
-        return self.max_steps or math.ceil(self.epochs * math.ceil(records / self.records_per_step))
-
     @property
     def records_wanted(self) -> int | None:
         """Training records that can be used at most; None if there is no limit."""

@@ -50,42 +50,6 @@ def test_trainable_parameters(preset):
     assert model.get_nb_trainable_parameters()[0] == TRAINABLE[preset]
 
 
-@pytest.mark.parametrize(("preset", "records", "steps"), [
-    ("amazon-llama3", 5000, 1250), ("saude-phi3", 2000, 1500), ("books-phi3-medium", 1_400_000, 100),
-])  # fmt: skip
-def test_steps_for_the_original_row_counts(preset, records, steps):
-    assert PRESETS[preset].train.steps(records) == steps
-
-
-@pytest.mark.parametrize(
-    ("records", "batch_size", "accumulation", "epochs"), [(7, 2, 3, 2.0), (12, 4, 1, 1.5), (5, 8, 2, 1.0)]
-)
-def test_steps_are_those_of_the_trainer(records, batch_size, accumulation, epochs, tmp_path, tiny_model):
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-
-    train = TrainConfig(batch_size=batch_size, gradient_accumulation_steps=accumulation, epochs=epochs)
-    arguments = TrainingArguments(
-        str(tmp_path), per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
-        num_train_epochs=epochs, report_to="none", disable_tqdm=True, save_strategy="no", use_cpu=True, logging_strategy="no",
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(tiny_model("phi3"))
-    rows = Dataset.from_list([{"input_ids": [3, 4], "labels": [3, 4]}] * records)
-    assert Trainer(model, arguments, train_dataset=rows).train().global_step == train.steps(records)
-
-
-def test_first_learning_rate_of_the_amazon_preset(tmp_path):
-    import torch
-    import transformers
-
-    train = PRESETS["amazon-llama3"].train
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=train.learning_rate)
-    scheduler = transformers.get_scheduler(train.scheduler, optimizer, train.warmup_steps, train.steps(5000))
-    optimizer.step()
-    scheduler.step()
-    assert scheduler.get_last_lr()[0] == pytest.approx(1.9984e-4, abs=1e-9)
-
-
 def test_amazon_preset():
     preset = PRESETS["amazon-llama3"]
     assert preset.model.name == "unsloth/llama-3-8b-bnb-4bit" and preset.model.precision == "auto"

@@ -42,10 +42,10 @@ def training_operations(train: TrainConfig, lengths: Sequence[int]) -> tuple[int
     tokens = sum(lengths)
     if train.batching == "packed":
         tokens_per_step: float = min(train.tokens_per_step, tokens)
-        steps = train.max_steps or math.ceil(train.epochs * tokens / tokens_per_step)
+        steps = train.max_steps or math.ceil(train.epochs * math.ceil(tokens / tokens_per_step))
     else:
         tokens_per_step = min(train.records_per_step, len(lengths)) * tokens / len(lengths)
-        steps = train.steps(len(lengths))
+        steps = train.max_steps or math.ceil(train.epochs * math.ceil(len(lengths) / train.records_per_step))
     return steps, steps * tokens_per_step
 
 
