@@ -37,6 +37,10 @@ def run(config: Config) -> Path:
     with manifests.stage_manifest(config, "compare_models", [folder / name for name in names.values()]) as metrics:
         stages = {column: run_folder.maker_of(name) for column, name in names.items()}
         answered = {column: answers.read(folder, name) for column, name in names.items()}
+
+        def command_alike(column: str, like: str) -> str:
+            return folder.command_again(stages[column], ("--questions.", "--answers."), stages[like])
+
         older = answers.check_made_from(folder, answered, stages)
         embeddings = embedding.load_embeddings(config.rag)
         embed = functools.cache(
@@ -45,9 +49,8 @@ def run(config: Config) -> Path:
         scores: dict[str, Score] = {"similarity": lambda entries: similarity(embed, entries)}
         if config.judge.url is not None:
             scores["judge"] = lambda entries: judge.grade(config.judge, entries)
-        commands = {column: folder.command(stage) for column, stage in stages.items()}
         prefer = functools.partial(judge.prefer, config.judge) if config.judge.pairwise else None
-        comparison = compare(answered, commands, scores, prefer)
+        comparison = compare(answered, command_alike, scores, prefer)
         notes = [*older, *make_notes(config, comparison)]
         metrics.update(comparison.as_json()["figures"])
         report.print_report(comparison, notes)
@@ -62,7 +65,7 @@ def find_answers(folder: run_folder.RunFolder) -> dict[str, str]:
     if len(found) < 2:
         folder.require(COLUMNS[missing[0]])
     for column in missing:
-        print(f"Not compared: {column}. {run_folder.maker_of(COLUMNS[column])}.py answers for it.")
+        print(f"Not compared: {column}. `{folder.command(run_folder.maker_of(COLUMNS[column]))}` answers for it.")
     return found
 
 

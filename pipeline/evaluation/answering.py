@@ -54,7 +54,8 @@ def answer_questions(
     entries = []
     for position, question in enumerate(asked):
         answer = answers[position]
-        entry = {**dataclasses.asdict(question), "prompt": texts.get(position), "answer": answer.text}
+        sent = model.prompt_format.bos + texts[position] if position in texts else None
+        entry = {**dataclasses.asdict(question), "prompt": sent, "answer": answer.text}
         entry |= {"tokens": answer.tokens, "ended": answer.ended, "seconds": round(answer.seconds, 4)}
         if retrieved is not None:
             entry["retrieval_seconds"] = round(retrieved.seconds[position], 4)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import GenerationConfig, ModelConfig, StageName
+from config import GenerationConfig, StageName
 from pipeline.models.answerer import AnsweringModel
 from pipeline.models.prompts import load_prompt_format
-from pipeline.models.trained import adapter_digest, base_model, trained_precision
+from pipeline.models.trained import adapter_digest, base_model, recorded_precision
 from pipeline.run.errors import UserError
 from pipeline.run.files import read_json, write_json
 from pipeline.run.manifests import read_manifest
@@ -28,7 +28,11 @@ OF_IT = {
 }
 NAMED = {BASE: " (--model.name): ", PRECISION: ": "}
 """What stands before the values, where a reader can do something with them."""
-CHOSEN_BY = {PROMPT: ("--prompt.",), PRECISION: ("--model.precision", "--model", "--rag.answer-with")}
+CHOSEN_BY = {
+    BASE: ("--model.name",),
+    PROMPT: ("--prompt.",),
+    PRECISION: ("--model.precision", "--model", "--rag.answer-with"),
+}
 """Options by which answers come to differ from the training."""
 
 
@@ -98,7 +102,7 @@ def current_sources(run: RunFolder) -> dict[str, str]:
         found[DATA] = read_manifest(run, "process_data")["outputs"].get(DATA)
     if run.has_run("fine_tuning"):
         found |= {ADAPTER: adapter_digest(run), BASE: base_model(run)}
-        found |= {PRECISION: trained_precision(run, ModelConfig()), PROMPT: load_prompt_format(run / ADAPTER).digest}
+        found |= {PRECISION: recorded_precision(run), PROMPT: load_prompt_format(run / ADAPTER).digest}
     if run.has_run("rag_indexing"):
         manifest = read_manifest(run, "rag_indexing")
         rag, tokens = manifest["settings"]["rag"], manifest["metrics"]["chunk_tokens"]
@@ -132,6 +136,8 @@ def read(run: RunFolder, name: str) -> dict[str, Any]:
     except (UserError, msgspec.ValidationError) as error:
         problem = f"{path} is damaged or of another version ({error})."
         raise run.stage_needed(problem, maker_of(name), again=True) from error
+    if not {PROMPT, PRECISION} <= checked.made_from.keys():
+        raise run.stage_needed(f"{path} is of another version.", maker_of(name), again=True)
     if not checked.answers:
         raise run.stage_needed(f"{path} holds no answer.", maker_of(name), again=True)
     return content

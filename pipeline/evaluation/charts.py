@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.significance import Figure, most_answers
+from pipeline.evaluation.significance import Figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -17,8 +17,10 @@ INK = "#808080"  # can be read on white and on black
 CHARTED = ("rouge_l", "chrf", "similarity", "perplexity", "exact", "judge", "retrieved", "support", "looping", "ended")
 
 
-def metric_bars(figures: dict[str, dict[str, Figure | None]]) -> str:
-    """Draw a small chart of each metric: a bar for each column, with its interval."""
+def metric_bars(figures: dict[str, dict[str, Figure | None]], answers: dict[str, int]) -> str:
+    """Draw a small chart of each metric: a bar for each column, with its interval, and with the number of its answers where
+    that is less than the one in `answers`.
+    """
     shown = [name for name in CHARTED if name in figures]
     across = 4
     down = -(-len(shown) // across)
@@ -32,7 +34,7 @@ def metric_bars(figures: dict[str, dict[str, Figure | None]]) -> str:
             if figure.low is not None and figure.high is not None:
                 axes.plot([figure.low, figure.high], [row, row], color=INK, linewidth=2, solid_capstyle="butt")
             end = max(figure.value, figure.high or 0)
-            fewer = "" if figure.answers == most_answers(figures[name]) else f" (of {figure.answers})"
+            fewer = "" if figure.answers == answers[name] else f" (of {figure.answers})"
             axes.text(
                 end, row, f"  {METRICS[name].form.format(figure.value)}{fewer}", va="center", color=INK, fontsize=8
             )

@@ -85,6 +85,8 @@ class Comparison:
     """For each column, the name of what answered."""
     figures: dict[str, dict[str, Figure | None]]
     """For each metric, the figure of each column; only metrics that a column has."""
+    answers: dict[str, int]
+    """For each metric, the questions for which any column has the measure."""
     findings: list[Finding]
     preferences: list[Preference]
     questions: list[dict[str, Any]]
@@ -105,13 +107,16 @@ class Comparison:
 
 
 def compare(
-    answers: dict[str, dict[str, Any]], commands: dict[str, str], scores: dict[str, Score], prefer: Prefer | None = None
+    answers: dict[str, dict[str, Any]],
+    command_alike: Callable[[str, str], str],
+    scores: dict[str, Score],
+    prefer: Prefer | None = None,
 ) -> Comparison:
     """Join and measure.
 
     Args:
         answers: for each column, what its answers file holds.
-        commands: for each column, the command that makes it.
+        command_alike: returns, for two columns, the command that answers for the first as the second was answered for.
         scores: functions that need another model, by the measure that they give for each of a list of entries.
         prefer: a judge of pairs of answers, if one is asked.
 
@@ -120,7 +125,7 @@ def compare(
     """
     first, *others = answers
     for other in others:
-        again = f"Run `{commands[first]}` and `{commands[other]}` again, alike."
+        again = f"Run `{command_alike(other, first)}` again."
         if _titles(answers[other]) != _titles(answers[first]):
             raise UserError(f"{first} and {other} answered different titles. {again}")
         if answers[other]["generation"] != answers[first]["generation"]:
@@ -144,6 +149,7 @@ def compare(
     return Comparison(
         models={column: file["model"] for column, file in answers.items()},
         figures={name: row for name, row in figures.items() if any(row.values())},
+        answers={name: count_known(metric.measure, measures) for name, metric in METRICS.items()},
         findings=find_differences(measures, preferences),
         preferences=preferences,
         questions=[
@@ -152,6 +158,11 @@ def compare(
             for position in range(len(order))
         ],
     )
+
+
+def count_known(measure: str, measures: dict[str, list[Measures]]) -> int:
+    """Return for how many questions any column has a measure."""
+    return sum(any(row.get(measure) is not None for row in rows) for rows in zip(*measures.values(), strict=True))
 
 
 def add_general_texts(answers: dict[str, dict[str, Any]], measures: dict[str, list[Measures]]) -> None:

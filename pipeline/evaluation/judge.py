@@ -138,10 +138,14 @@ class _Judge:
             raise UserError(
                 f"The judge at {self._config.url} failed: {said}. Check --judge.url, --judge.model and {KEY_VARIABLE}."
             ) from error
-        choices = getattr(reply, "choices", None)  # what is no server of this protocol may send anything
         try:
-            return msgspec.json.decode(_json_of(choices[0].message.content or ""), type=self._kind) if choices else None
-        except msgspec.DecodeError:
+            return msgspec.json.decode(_json_of(reply.choices[0].message.content or ""), type=self._kind)
+        except (
+            msgspec.DecodeError,
+            AttributeError,
+            LookupError,
+            TypeError,
+        ):  # what is no such server may send anything
             return None
 
     def _complete(self, messages: list[ChatCompletionMessageParam]) -> ChatCompletion:

@@ -91,7 +91,7 @@ def measure(entry: dict[str, Any]) -> dict[str, float | None]:
     answer, reference = entry["answer"], entry["reference"]
     words = UnicodeTokenizer().tokenize(answer)
     found: dict[str, float | None] = {
-        "seconds": entry["seconds"] + entry.get("retrieval_seconds", 0.0),
+        "seconds": entry["seconds"] + (entry.get("retrieval_seconds") or 0.0),
         "support": entry.get("support"),
         "reference_loss": entry.get("reference_loss"),
         "reference_tokens": entry.get("reference_tokens"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from config import QuestionsConfig
 from pipeline.data.cleaning import normalise_title
 from pipeline.data.records import ProcessedData, reservoir_sample
-from pipeline.run.errors import UserError
+from pipeline.run.run_folder import remake
 
 NOT_IN_DATA = "not in the data"
 
@@ -43,8 +43,9 @@ def choose_questions(data: ProcessedData, config: QuestionsConfig) -> list[Quest
     drawn = reservoir_sample(held_out(), config.held_out, random.Random(config.seed))
     asked = [found.get(key, Question(title, NOT_IN_DATA, "")) for key, title in examples.items()]
     if not asked and not drawn:
-        raise UserError(
-            "There is no title to ask about: no example is set and no record is in the test split. "
-            "Set --questions.examples, or run process_data.py with a larger --data.test-fraction."
+        raise remake(
+            data.path,
+            "There is no title to ask about: no example is set and no record is in the test split. Give --questions.examples, or "
+            "clean the records with a larger --data.test-fraction.",
         )
     return asked + drawn

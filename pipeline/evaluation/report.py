@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.evaluation import charts
 from pipeline.evaluation.comparison import Comparison, Finding, Preference
 from pipeline.evaluation.metrics import METRICS, shared_words
-from pipeline.evaluation.significance import CONFIDENCE, FEWEST_FOR_INTERVAL, FEWEST_TO_DIFFER, Figure, most_answers
+from pipeline.evaluation.significance import CONFIDENCE, FEWEST_FOR_INTERVAL, Figure, fewest_to_differ
 from pipeline.run import files
 from pipeline.run.run_folder import COMPARISON_PAGE, COMPARISON_TEXT, LOSS_CURVE, RunFolder
 
@@ -64,7 +64,7 @@ def write_report(run: RunFolder, comparison: Comparison, notes: list[str]) -> Pa
     with files.atomic_write(run / COMPARISON_TEXT) as file:
         file.write(_render("comparison.md.jinja", values))
     values |= {
-        "bars": charts.metric_bars(comparison.figures),
+        "bars": charts.metric_bars(comparison.figures, comparison.answers),
         "lengths": charts.length_histogram(comparison.questions, columns),
         "loss_curve": base64.b64encode(curve.read_bytes()).decode() if curve.exists() else None,
     }
@@ -80,7 +80,7 @@ def figure_rows(comparison: Comparison) -> list[dict[str, Any]]:
         {
             "label": METRICS[name].label,
             "meaning": METRICS[name].meaning,
-            "figures": [_figure_text(METRICS[name].form, figure, most_answers(row)) for figure in row.values()],
+            "figures": [_figure_text(METRICS[name].form, figure, comparison.answers[name]) for figure in row.values()],
         }
         for name, row in comparison.figures.items()
     ]
@@ -103,12 +103,12 @@ def conclusions(comparison: Comparison) -> list[str]:
         f"In brackets: the interval that holds the figure with {CONFIDENCE:.0%}, of shares and, from {FEWEST_FOR_INTERVAL} varied "
         "answers on, of means."
     ]
-    if with_reference < FEWEST_TO_DIFFER:
-        return [
-            *lines,
-            f"{with_reference} titles with a reference are too few to compare models ({FEWEST_TO_DIFFER} at least, better 100): "
-            "raise --questions.held-out in stages 2, 4 and 8.",
-        ]
+    tests = len(comparison.findings)
+    if with_reference < (fewest := fewest_to_differ(tests)):
+        lines.append(
+            f"{with_reference} titles with a reference are few: a difference that is alone among {tests} comparisons can be told from "
+            f"{fewest} titles on, and a small one takes 100. Raise --questions.held-out in stages 2, 4 and 8."
+        )
     for (ours, theirs), group in groupby(comparison.findings, lambda finding: (finding.ours, finding.theirs)):
         findings = list(group)
         parts = []
@@ -118,7 +118,7 @@ def conclusions(comparison: Comparison) -> list[str]:
                 parts.append(f"{verb} {', '.join(found)}")
         noise = [METRICS[finding.metric].label for finding in findings if finding.better is None]
         if noise:
-            parts.append(f"differs by no more than noise in {', '.join(noise)}")
+            parts.append(f"cannot be told from noise in {', '.join(noise)}")
         lines.append(f"{ours} against {theirs}: {'; '.join(parts)}.")
     lines += [_preference_text(preference) for preference in comparison.preferences]
     return [*lines, *_forgetting(comparison)]
@@ -137,11 +137,10 @@ def _forgetting(comparison: Comparison) -> list[str]:
     base, tuned = row.get("Foundation"), row.get("Fine-tuned")
     if base is None or tuned is None:
         return []
-    found = next(
-        f for f in comparison.findings if (f.metric, f.ours, f.theirs) == ("general", "Fine-tuned", "Foundation")
-    )
+    of_both = ("general", "Fine-tuned", "Foundation")
+    certain = any(f.certain for f in comparison.findings if (f.metric, f.ours, f.theirs) == of_both)
     change = f"the perplexity of {tuned.answers} general texts went from {base.value:.1f} to {tuned.value:.1f}"
-    if not found.certain:
+    if not certain:
         return [f"Did it forget? It cannot be told: {change}, no more than noise."]
     if tuned.value < base.value:
         return [f"Did it forget? No sign of it: {change}."]

@@ -7,6 +7,7 @@ and quotients, whose measures may be skewed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,7 +26,6 @@ FEWEST_FOR_INTERVAL = (
     20  # answers: with fewer, the interval of the mean of a skewed measure holds it less often than it says
 )
 FEWEST_VARIED = 8  # of them, answers that differ from the commonest value: an interval of nearly nothing holds nothing
-FEWEST_TO_DIFFER = 6  # answers: with fewer, no outcome at all has a p-value below 5 %
 VALUES_AT_A_TIME = 2**22  # that are drawn, to bound the memory
 
 
@@ -63,11 +63,6 @@ def figure(metric: Metric, answers: Sequence[Measures], seed: int = 3407) -> Fig
     if metric.yes_no:
         return Figure(value, number, *wilson_interval(int(pairs.real.sum()), number))
     return Figure(value, number, *_studentized_interval(metric, pairs, seed))
-
-
-def most_answers(row: dict[str, Figure | None]) -> int:
-    """Return how many answers the figure of most answers among neighbours is of."""
-    return max(figure.answers for figure in row.values() if figure)
 
 
 def difference(
@@ -118,6 +113,12 @@ def significant(p_values: Sequence[float]) -> list[bool]:
     from scipy.stats import false_discovery_control
 
     return [bool(p <= 1 - CONFIDENCE) for p in false_discovery_control(p_values)] if p_values else []
+
+
+def fewest_to_differ(tests: int) -> int:
+    """Return with how many questions a difference alone, among so many tests, can be more than noise."""
+    # The least p of n questions is 2 / 2^n, and a single one of so many must be below 5 % of one of them.
+    return math.ceil(1 + math.log2(max(tests, 1) / (1 - CONFIDENCE)))
 
 
 def wilson_interval(successes: int, number: int) -> Interval:

@@ -127,20 +127,21 @@ class RunFolder:
             parts += _option("--output-dir", str(self.path.parent))
         return parts
 
-    def command_again(self, stage: StageName, as_trained: tuple[str, ...] = ()) -> str:
+    def command_again(self, stage: StageName, alike: tuple[str, ...] = (), like: StageName = "fine_tuning") -> str:
         """Return the command with which a stage last finished here, or else the one that runs it.
 
         Its settings are the recorded ones; the folder is this one, since it may have been copied or moved.
 
         Args:
             stage: name of the script without .py.
-            as_trained: options that are taken from the command of the training instead; `--prompt.` is all of the section.
+            alike: options that are taken from the command of another stage instead; `--prompt.` is all of the section.
+            like: that stage.
         """
         launcher, options = self._recorded(stage)
-        if as_trained:
-            _, trained = self._recorded("fine_tuning")
-            kept = [option for option in options if not _is_one_of(option[0], as_trained)]
-            options = kept + [option for option in trained if _is_one_of(option[0], as_trained)]
+        if alike:
+            _, others = self._recorded(like)
+            kept = [option for option in options if not _is_one_of(option[0], alike)]
+            options = kept + [option for option in others if _is_one_of(option[0], alike)]
         return shell_line([*launcher, *self.arguments(stage), *itertools.chain(*options)])
 
     def _recorded(self, stage: StageName) -> tuple[list[str], list[list[str]]]:

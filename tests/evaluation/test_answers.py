@@ -96,6 +96,26 @@ def test_answers_that_are_alike_but_not_as_the_training_are_told_of(run):
     )
 
 
+def test_what_a_gpu_answered_in_4_bits_is_compared_on_any_machine(run, monkeypatch):
+    monkeypatch.setattr("pipeline.models.trained.best_device", lambda: "cpu")
+    assert answers.check_made_from(run, {column: file() for column in STAGES}, STAGES) == []
+    with pytest.raises(UserError, match="different precisions") as error:
+        answers.check_made_from(run, {"Foundation": file("16bit"), "RAG": file()}, STAGES)
+    assert "foundation_model.py" in named_command(error)
+
+
+def test_another_base_model_is_replaced_by_that_of_the_training(run):
+    path = run.manifest_path("fine_tuning")
+    trained = files.read_json(path)
+    trained["command"] += ["--model.name", "trained"]
+    files.write_json(path, {**trained, "settings": {**trained["settings"], "model": {"name": "trained"}}})
+    other = file()
+    other["made_from"][answers.BASE] = "trained"
+    with pytest.raises(UserError, match="different base models") as error:
+        answers.check_made_from(run, {"Foundation": file(), "Fine-tuned": other}, STAGES)
+    assert shlex.split(named_command(error))[-2:] == ["--model.name", "trained"]
+
+
 def test_different_number_formats_are_told_of(run):
     columns = {"Foundation": file(compute_dtype="float32"), "RAG": file(compute_dtype="bfloat16"), "Fine-tuned": file()}
     [told] = answers.check_made_from(run, columns, STAGES)

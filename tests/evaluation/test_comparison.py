@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from pipeline.evaluation.metrics import METRICS, distinct_2, is_looping, measure
 from pipeline.evaluation.significance import figure
 from pipeline.run import files
 from pipeline.run.errors import UserError
+from pipeline.run.run_folder import RunFolder
 
 
 def entry(answer, reference="the cat sat on the mat", **values):
@@ -81,7 +83,8 @@ def test_words_of_the_reference_are_marked_in_their_order():
 
 
 def write_answers(config, file, entries, **values):
-    answers = {"model": "<b>m</b>", "runs_on": {}, "made_from": {}, "generation": {}, "answers": entries, **values}
+    made = {"base model": "m", "prompt format": "p", "precision": "16bit"}
+    answers = {"model": "<b>m</b>", "runs_on": {}, "made_from": made, "generation": {}, "answers": entries, **values}
     files.write_json(config.run_dir / file, answers)
 
 
@@ -109,10 +112,16 @@ def test_two_columns_are_enough_and_one_is_not(tmp_path, monkeypatch, capsys):
     write_answers(config, "rag_answers.json", [entry("the cat")])
     compare_models.run(config)
     printed = capsys.readouterr().out
-    assert "Not compared: Fine-tuned. ft_test_trained_model.py answers for it." in printed
-    assert "too few to compare" in printed
+    assert (
+        f"Not compared: Fine-tuned. `python ft_test_trained_model.py --output-dir {tmp_path}` answers for it."
+        in printed
+    )
+    assert "1 titles with a reference are few:" in printed
     write_answers(config, "finetuned_answers.json", [entry("the cat", title="another")])
-    with pytest.raises(UserError, match="answered different titles"):
+    command = ["foundation_model.py", "--questions.held-out", "9", "--answers.temperature=0.5", "--model.name", "m"]
+    files.write_json(RunFolder.of(config).manifest_path("foundation_model"), {"command": command})
+    alike = f"ft_test_trained_model.py --output-dir {tmp_path} --questions.held-out 9 --answers.temperature=0.5` again"
+    with pytest.raises(UserError, match=f"answered different titles.*{re.escape(alike)}"):
         compare_models.run(config)
     write_answers(config, "finetuned_answers.json", [entry("the cat")], generation={"temperature": 1.0})
     with pytest.raises(UserError, match="different --answers settings"):
@@ -184,7 +193,7 @@ def test_the_prompt_that_was_sent_is_in_the_page(tmp_path, monkeypatch):
         write_answers(config, file, [entry("a", prompt=f"{file} {prompt}")])
     page = compare_models.run(config).read_text(encoding="utf-8")
     for file in ("foundation_answers.json", "rag_answers.json"):
-        assert f"<pre>{file} {prompt.replace('<', '&lt;').replace('>', '&gt;')}</pre>" in page
+        assert f"<pre>\n{file} {prompt.replace('<', '&lt;').replace('>', '&gt;')}</pre>" in page
 
 
 def test_the_references_are_embedded_once_for_all_columns(tmp_path, monkeypatch):
@@ -240,3 +249,40 @@ def test_what_was_forgotten_is_a_row_and_a_sentence(tmp_path, monkeypatch, capsy
         assert base["low"] < base["value"] < base["high"] and base["answers"] == after["answers"] == 30
         assert row["general"]["RAG"] is None
         assert row["drift"]["Fine-tuned"]["value"] == pytest.approx(0.1) and row["drift"]["Foundation"] is None
+
+
+def test_answers_that_do_not_say_how_they_were_asked_are_made_again(tmp_path):
+    config = replace(PRESETS["demo"], output_dir=tmp_path)
+    for file in ("foundation_answers.json", "rag_answers.json"):
+        write_answers(config, file, [entry("a cat")], made_from={"base model": "m"})
+    with pytest.raises(UserError, match=r"of another version\. Run `python foundation_model\.py"):
+        compare_models.run(config)
+
+
+def test_a_measure_of_other_questions_than_the_neighbours_says_so(tmp_path, monkeypatch, capsys):
+    def similarity(embed, entries):
+        return [None if entry["answer"] == f"no {entry['title']}" else 0.5 for entry in entries]
+
+    monkeypatch.setattr(compare_models, "similarity", similarity)
+    config = replace(PRESETS["demo"], output_dir=tmp_path)
+    for file, missing in (("foundation_answers.json", "1"), ("rag_answers.json", "2")):
+        entries = [entry(f"no {n}" if str(n) == missing else "yes", title=str(n)) for n in range(8)]
+        write_answers(config, file, entries)
+    compare_models.run(config)
+    assert capsys.readouterr().out.count("0.500 (7 of 8)") == 2
+
+
+def test_few_titles_still_tell_what_was_forgotten_and_what_a_judge_prefers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare_models, "similarity", lambda embed, entries: [None] * len(entries))
+    monkeypatch.setattr(compare_models, "make_notes", lambda config, comparison: [])
+    monkeypatch.setattr(compare_models.judge, "grade", lambda config, entries: [3.0] * len(entries))
+    monkeypatch.setattr(compare_models.judge, "prefer", lambda config, ours, theirs: [1.0, 0.0])
+    judged = JudgeConfig("http://127.0.0.1:9/v1", "m", pairwise=True)
+    config = replace(PRESETS["demo"], output_dir=tmp_path, judge=judged)
+    read = [{"tokens": 40, "base_loss": 100.0, "tuned_loss": 101.0, "kl": 1.0}]
+    for file in ("foundation_answers.json", "finetuned_answers.json"):
+        write_answers(config, file, [entry("a", title=str(n)) for n in range(2)], general=read)
+    compare_models.run(config)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 titles with a reference are few:" in printed and "Did it forget? It cannot be told" in printed
+    assert "The judge prefers Fine-tuned to Foundation in 1 of 2 questions" in printed

@@ -62,13 +62,18 @@ def test_where_models_are_alike_one_test_and_one_report_in_twenty_at_most_claim_
     assert reports.shape == (REPORTS, 9)
     claims = numpy.mean([any(significant(list(report))) for report in reports])
     assert claims <= ALLOWED
-    power = []
-    for metric in (MEAN, SHARE, QUOTIENT):
-        better = answers_of(rng, metric, questions, models=2, better=1.0)[:500]
-        power.append(f"{metric.label} {(p_value(metric, better[:, 1], better[:, 0]) <= 0.05).mean():.0%}")
     with capsys.disabled():
-        print(f"\n{questions} questions: {claims:.1%} of reports claim a difference where there is none; ", end="")
-        print(f"power at one deviation: {', '.join(power)}")
+        print(f"\n{questions} questions: {claims:.1%} of reports claim a difference where there is none.")
+        for tests in (1, 6, 36):
+            print(f"  A difference of one deviation, alone among {tests} comparisons, is told: ", end="")
+            print(", ".join(f"{m.label} {power(rng, m, questions, tests):.0%}" for m in (MEAN, SHARE, QUOTIENT)))
+
+
+def power(rng, metric, questions, tests):
+    """The share of reports that tell a difference that is alone among so many comparisons."""
+    drawn = answers_of(rng, metric, questions, models=2, better=1.0)[:500]
+    found = p_value(metric, drawn[:, 1], drawn[:, 0])
+    return numpy.mean([significant([p, *rng.random(tests - 1)])[0] for p in found])
 
 
 def drawn_text_measures(rng, number):
@@ -181,6 +186,13 @@ def test_of_many_comparisons_some_look_large_by_chance():
     assert significant([0.04] + [0.5] * 9) == [False] * 10
     assert significant([0.001] + [0.5] * 9) == [True] + [False] * 9
     assert significant([]) == []
+
+
+@pytest.mark.parametrize("tests", [1, 6, 36])
+def test_with_how_many_questions_a_difference_alone_can_be_told(tests):
+    fewest = significance.fewest_to_differ(tests)
+    least = [difference(MEAN, rows(MEAN, range(1, n + 1)), rows(MEAN, [0] * n)).p for n in (fewest - 1, fewest)]
+    assert [significant([p] + [1.0] * (tests - 1))[0] for p in least] == [False, True]
 
 
 def test_no_interval_of_nothing():

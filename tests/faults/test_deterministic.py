@@ -90,6 +90,7 @@ def test_comparing(tmp_path):
     for name in ("hash seed", "ASCII"):
         run_dir = tmp_path / name.split()[0] / "demo"
         run("process_data", run_dir.parent, environment={})
+        made = {"base model": "m", "prompt format": "p", "precision": "16bit"}
         for number, file in enumerate(("foundation_answers.json", "rag_answers.json")):
             answers = [
                 {"title": f"Title {n}", "split": "test", "reference": "a wooden train set", "prompt": "p",
@@ -98,7 +99,8 @@ def test_comparing(tmp_path):
                 for n in range(24)
             ]  # fmt: skip
             files.write_json(
-                run_dir / file, {"model": "tiny", "runs_on": {}, "made_from": {}, "generation": {}, "answers": answers}
+                run_dir / file,
+                {"model": "tiny", "runs_on": {}, "made_from": made, "generation": {}, "answers": answers},
             )
         run("compare_models", run_dir.parent, environment=ENVIRONMENTS[name])
         found.append({path.name: path.read_bytes() for path in run_dir.glob("comparison.*")})
