@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from scripts import HEARS_CTRL_C
 
 import process_data
 from config import PROJECT_DIR, SECTIONS
@@ -44,7 +45,7 @@ def assert_one_sentence(status: int, errors: str, script: str) -> None:
 
 def interrupted_at_import(module: str, script: str, *options: str) -> None:
     command = [sys.executable, "-c", AT_IMPORT, module, f"{script}.py", *options]
-    done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8", **HEARS_CTRL_C)
     assert_one_sentence(done.returncode, done.stderr, script)
 
 
@@ -71,7 +72,7 @@ def test_while_a_finished_stage_ends(tmp_path):
         "process_data.main()"
     )
     command = [sys.executable, "-c", code, "--output-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, encoding="utf-8", **HEARS_CTRL_C)
     assert done.returncode == 0 and "Written:" in done.stdout, done.stderr
     assert "KeyboardInterrupt" not in done.stderr and "interrupted" not in done.stderr
 
@@ -96,7 +97,13 @@ def interrupt_group(command: list[str], ready, delay: float) -> tuple[int, str]:
         delay: seconds from then on.
     """
     process = subprocess.Popen(
-        command, cwd=PROJECT_DIR, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=PROJECT_DIR,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **HEARS_CTRL_C,
     )
     while not ready(process):
         assert process.poll() is None, process.stderr.read()

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,7 @@ def main() -> None:
         importlib.import_module(name)
     print("ready", flush=True)
     script, code, arguments, printed = serve()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and the background jobs of a shell ignore it
     output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):

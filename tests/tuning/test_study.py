@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from scripts import HEARS_CTRL_C
 from tiny_models import tiny_config
 
 import ft_test_trained_model
@@ -53,7 +54,7 @@ def start_and_wait_for(config, trial):
     """Start the search in a process of its own; return it when a trial is training."""
     arguments = ["--output-dir", str(config.output_dir), *command_line.setting_arguments(STAGE, config)]
     process = subprocess.Popen(
-        [sys.executable, str(PROJECT_DIR / f"{STAGE}.py"), *arguments], start_new_session=True,
+        [sys.executable, str(PROJECT_DIR / f"{STAGE}.py"), *arguments], start_new_session=True, **HEARS_CTRL_C,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
     )  # fmt: skip
     log = config.run_dir / "hyperparameter_search" / trial / "demo" / "training_log.jsonl"
