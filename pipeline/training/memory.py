@@ -24,7 +24,8 @@ LOSS_CHUNK = 256  # tokens whose logits exist at a time
 KEPT_SHARE = {"unsloth": 0.68, "transformers": 1.2}  # of the inputs and outputs of a block's linear layers, in 16 bits
 DROPOUT_BYTES = 3  # of an input of the adapter: its value and whether it was dropped
 # A CPU's allocator holds on to pieces that fit no later record. Fitted to the peak resident size of trainings of SmolLM2-135M's,
-# Qwen2-0.5B's and TinyLlama's shapes; tests/training/test_memory.py holds them to those of three others.
+# Qwen2-0.5B's and TinyLlama's shapes; tests/training/test_memory.py holds them to those of three others, test_peak_memory.py to
+# the one that it measures of a fourth.
 CPU_KEPT = {4: 2.0, 2: 2.85}  # by the bytes of a number, of the inputs and outputs of a block's linear layers
 CPU_RECOMPUTED = 16.0  # with checkpointing, of the inputs of the blocks
 CPU_LOSS_BYTES_PER_LOGIT = 25.0

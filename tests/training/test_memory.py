@@ -23,9 +23,10 @@ LORA = {
     "phi3-12": LoraConfig(r=16, target_modules=PHI3_FUSED),
     "llama-3.2-1b": LoraConfig(r=16),
 }
-# Peaks of torch.cuda.max_memory_allocated on an NVIDIA H100 or H200, from benchmarks/fine_tuning.py (torch 2.11), whose random
-# models of the Phi-3 architectures have 49,152 tokens; mistral-10 has 10 blocks of 40.
-MEASURED = [
+# The peaks that the constants for a GPU were fitted to: torch.cuda.max_memory_allocated on an NVIDIA H100 or H200, from
+# benchmarks/fine_tuning.py (torch 2.11), whose random models of the Phi-3 architectures have 49,152 tokens; mistral-10 has 10
+# blocks of 40. How far other trainings are from the estimate, this does not tell.
+FITTED_TO = [
     ("llama", "unsloth", "16bit", False, 8190, 43.06),
     ("llama", "unsloth", "16bit", False, 2358, 23.59),
     ("llama", "unsloth", "4bit", True, 8190, 7.70),
@@ -108,8 +109,8 @@ def sizes():
     return {n: replace(size_of_architecture(shape, LORA[n]), quantized_files=True) for n, shape in shapes.items()}
 
 
-@pytest.mark.parametrize(("architecture", "backend", "precision", "checkpointing", "tokens", "gib"), MEASURED)
-def test_the_estimate_is_within_15_percent_of_what_was_measured(
+@pytest.mark.parametrize(("architecture", "backend", "precision", "checkpointing", "tokens", "gib"), FITTED_TO)
+def test_the_constants_for_a_gpu_give_the_peaks_that_they_were_fitted_to(
     sizes, monkeypatch, architecture, backend, precision, checkpointing, tokens, gib
 ):
     run_on(monkeypatch, "cuda")
