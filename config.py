@@ -340,9 +340,9 @@ class QuestionsConfig:
 class MergeConfig:
     """The merge of the adapter into the base model (stage 5)."""
 
-    base: Literal["trained", "original"] = "trained"
+    base: Literal["trained", "original"] = "original"
     """Weights of the base model that the adapter is added to, where it was trained in 4 bits on a model whose files have 16: those
-    that it was trained on, rounded to 4 bits, or those of the files."""
+    of the files, or those that it was trained on, rounded to 4 bits (docs/gguf.md has the measurements)."""
     validation_size: Annotated[int, Range(0, 10_000)] = 20
     """Validation records on which the loss of base + adapter, merged model and GGUF is measured."""
     validation_tokens: Annotated[int, Range(1, 32_768)] = 32

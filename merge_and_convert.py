@@ -141,7 +141,7 @@ def save_merged(
     folder: Path,
 ) -> None:
     """Write the model, its tokenizer, how it is asked, and how its answers are drawn and end."""
-    sampling = {"do_sample": config.generation.temperature > 0}
+    sampling: dict[str, Any] = {"do_sample": config.generation.temperature > 0}
     if sampling["do_sample"]:
         sampling["temperature"] = config.generation.temperature
     ends = generation.stop_ids(merged, prompt_format)

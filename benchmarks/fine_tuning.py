@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tyro
 
 from config import PRESETS, PROJECT_DIR, TrainConfig
+from pipeline.run.run_folder import RunFolder
 from pipeline.training.log import read_log
 
 SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -208,7 +209,7 @@ def run(work: Benchmark) -> None:
         model, outputs, records = (
             folder / f"{work.shape}-{work.layers or 'all'}-{work.files}",
             folder / "outputs",
-            folder / "trn.json",
+            folder / f"{preset}.json",  # the run is named after it
         )
         if not model.exists():
             subprocess.run(
@@ -245,7 +246,7 @@ def measure_before(model: Path, outputs: Path, preset: str, work: Benchmark) -> 
     from pipeline.data import records
     from pipeline.models import loading, prompts
 
-    data = records.open_processed(outputs / preset)
+    data = records.open_processed(RunFolder(outputs / preset))
     tokenizer = loading.load_tokenizer(str(model))
     made = prompts.make_prompt_format(PRESETS[preset].prompt, tokenizer)
     texts = [made.prompt(title) + content + made.end for title, content in data.sample("train", 8 * work.steps + 64, 1)]

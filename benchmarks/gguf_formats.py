@@ -54,7 +54,7 @@ def main(options: Options) -> None:
     """Print the table."""
     quiet_libraries()
     merged_folder = options.run_dir / "merged_model"
-    data = records.open_processed(RunFolder.of(options))
+    data = records.open_processed(RunFolder(options.run_dir))
     asked = questions.choose_questions(data, QuestionsConfig(held_out=options.titles))
     merged = loading.load_base(ModelConfig(name=str(merged_folder)), "16bit")
     prompt_format = prompts.load_prompt_format(merged_folder)

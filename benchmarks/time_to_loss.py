@@ -21,6 +21,7 @@ import tyro
 
 from benchmarks.fine_tuning import run_script
 from config import PRESETS
+from pipeline.run.run_folder import RunFolder
 from pipeline.training.log import read_log
 
 PRESET = "demo"
@@ -40,11 +41,15 @@ class Benchmark:
     validation_records: int = 256
     folder: Path = Path("outputs") / "time_to_loss"
 
+    @property
+    def cleaned(self) -> Path:
+        """Return the folder of the run that cleans the records, which is named after their file."""
+        return self.folder / self.data.name.partition(".")[0]
+
 
 def main(work: Benchmark) -> None:
     """Do the runs and print the table."""
-    run_dir = work.folder / PRESET
-    if not (run_dir / "trn_processed.json").exists():
+    if not (work.cleaned / "trn_processed.json").exists():
         run_script("process_data.py", ["--output-dir", str(work.folder), "--data.input", str(work.data)])
     for run in work.runs:
         log = work.folder / f"{run.replace(':', '_')}.jsonl"
@@ -65,7 +70,7 @@ def train_as_before(work: Benchmark, learning_rate: float, epochs: float, log: P
     preset = PRESETS[PRESET]
     model = bundled.resolve(preset.model.name)
     tokenizer = loading.load_tokenizer(model)
-    data = records.open_processed(work.folder / PRESET)
+    data = records.open_processed(RunFolder(work.cleaned))
     made = prompts.make_prompt_format(preset.prompt, tokenizer)
     seed = preset.train.seed
     texts = [made.prompt(title) + content + made.end for title, content in data.sample("train", work.records, seed)]
@@ -89,7 +94,7 @@ def train_now(work: Benchmark, mode: str, learning_rate: str, epochs: float, log
     run_dir = folder / PRESET
     (run_dir / "manifests").mkdir(parents=True, exist_ok=True)
     for name in ("trn_processed.json", "manifests/process_data.json"):
-        (run_dir / name).write_bytes((work.folder / PRESET / name).read_bytes())
+        (run_dir / name).write_bytes((work.cleaned / name).read_bytes())
     steps = epochs * work.records / (train.records_per_step if mode == "faithful" else 50)
     succeeded = run_script("fine_tuning.py", [
         "--output-dir", str(folder), "--train.sample-size", str(work.records), "--train.max-steps", "None",
