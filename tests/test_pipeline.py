@@ -80,6 +80,10 @@ def test_the_whole_chain(config, request, capsys):
     metrics = manifests.read_manifest(RunFolder.of(config), "merge_and_convert")["metrics"]
     assert metrics["tokenization"] == "identical"
     assert metrics["agreement_adapter_merged"] >= 0.6 and metrics["agreement_merged_gguf"] >= 0.6
+    trained, merged, converted = metrics["validation_loss"].values()
+    for form in (merged, converted):
+        assert form["answers"] == trained["answers"] > 10
+        assert abs(form["against_trained"]["value"]) < 0.02, "of a loss of 8 and more: the weights are random"
 
     prompt_format = prompts.load_prompt_format(config.run_dir)
     served = GgufModel(gguf_file, prompt_format)
