@@ -6,6 +6,7 @@ Code that comes with a model is never run: where trust_remote_code is left out, 
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +17,6 @@ from pipeline.models.language_model import Backend, LanguageModel, Precision, ca
 from pipeline.models.loading_errors import helpful_loading_errors, quiet_loading
 from pipeline.models.size import count_parameters
 from pipeline.run.errors import UserError
-from pipeline.run.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,10 @@ def model_config(name: str) -> dict[str, Any]:
             from huggingface_hub import hf_hub_download
 
             file = Path(hf_hub_download(name, "config.json"))
-        return read_json(file)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"{file} holds no settings.")
+        return content
 
 
 def load_base(

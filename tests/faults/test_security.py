@@ -147,7 +147,7 @@ def test_code_of_a_base_model_is_not_run(model_with_code, known, proof):
     config = ModelConfig(name=str(model_with_code))
     assert loads(lambda: size.model_size(config, LoraConfig())) == known
     assert loads(lambda: loading.load_base(config, "16bit")) == known
-    assert loads(lambda: loading.load_for_merging(config)) == known
+    assert loads(lambda: loading.load_for_merging(config, "16bit")) == known
 
 
 def test_code_of_a_tokenizer_is_not_run(model_with_code, tiny_model, known, proof):

@@ -162,7 +162,8 @@ def test_answers_to_other_questions(copied):
     assert copied.stage("foundation_model", "--questions.held-out", "3").status == 0
     sentence = copied.stage("compare_models").sentence
     assert "Foundation and Fine-tuned answered different titles" in sentence
-    assert f"Run `python foundation_model.py --output-dir {copied.folder}`" in sentence
+    assert f"Run `python ft_test_trained_model.py --output-dir {copied.folder}" in sentence
+    assert sentence.rstrip().endswith("--questions.held-out 3` again.")
 
 
 def test_an_index_that_was_cut_otherwise(copied):

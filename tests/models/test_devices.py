@@ -244,7 +244,7 @@ def test_the_format_of_files_is_that_of_their_weights_whatever_their_config_says
     base.tokenizer.save_pretrained(tmp_path / "base")
     path = tmp_path / "base" / "config.json"
     files.write_json(path, {**files.read_json(path), "dtype": "bfloat16"})
-    assert loading.load_for_merging(ModelConfig(name=str(path.parent)))[1] == torch.float32
+    assert loading.load_for_merging(ModelConfig(name=str(path.parent)), "16bit")[1] == torch.float32
 
 
 def test_a_model_that_is_too_large_for_32_bits_is_merged_in_the_format_of_its_files(
@@ -254,13 +254,13 @@ def test_a_model_that_is_too_large_for_32_bits_is_merged_in_the_format_of_its_fi
     base.model.to(torch.float16).save_pretrained(tmp_path / "base")
     base.tokenizer.save_pretrained(tmp_path / "base")
     monkeypatch.setattr(devices, "free_memory", lambda _: 0)
-    loaded, stored = loading.load_for_merging(ModelConfig(name=str(tmp_path / "base")))
+    loaded, stored = loading.load_for_merging(ModelConfig(name=str(tmp_path / "base")), "16bit")
     assert stored == loaded.model.dtype == torch.float16 and loaded.compute_format.name == "float16"
     assert "merged in float16 (as the base model's files, since float32 would need" in capsys.readouterr().out
 
 
 def test_rotary_frequencies_are_never_rounded(in_float32):
-    loaded, stored = loading.load_for_merging(ModelConfig())  # SmolLM2, in bfloat16
+    loaded, stored = loading.load_for_merging(ModelConfig(), "16bit")  # SmolLM2, in bfloat16
     exact = loaded.model.model.rotary_emb.inv_freq.clone()
     assert stored == torch.bfloat16 and not torch.equal(exact, exact.bfloat16().float())
     tuned = adapter.add_adapter(loaded, LoraConfig(r=2, alpha=4), 1, False)
@@ -304,7 +304,7 @@ def test_a_merge_that_is_not_finite_is_an_error(in_float32, tmp_path):
     weights[name][0, 0] = torch.finfo(torch.float16).max
     save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
     lora = LoraConfig(r=2, alpha=4, target_modules=("down_proj",))
-    loaded, stored = loading.load_for_merging(ModelConfig(name=str(tmp_path / "base")))
+    loaded, stored = loading.load_for_merging(ModelConfig(name=str(tmp_path / "base")), "16bit")
     tuned = adapter.add_adapter(loaded, lora, 1, False)
     for part, weight in tuned.model.named_parameters():
         if "layers.1" in part and "lora" in part:
