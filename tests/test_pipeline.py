@@ -83,7 +83,7 @@ def test_the_whole_chain(config, request, capsys):
     trained, merged, converted = metrics["validation_loss"].values()
     for form in (merged, converted):
         assert form["answers"] == trained["answers"] > 10
-        assert abs(form["against_trained"]["value"]) < 0.02, "of a loss of 8 and more: the weights are random"
+        assert abs(form["against_trained"]["value"]) < 0.05, "of a loss of 8 and more: the weights are random"
 
     prompt_format = prompts.load_prompt_format(config.run_dir)
     served = GgufModel(gguf_file, prompt_format)
