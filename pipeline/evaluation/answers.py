@@ -134,7 +134,7 @@ def read(run: RunFolder, name: str) -> dict[str, Any]:
         content = read_json(path)
         checked = msgspec.convert(content, _Answers)
     except (UserError, msgspec.ValidationError) as error:
-        problem = f"{path} is damaged or of another version ({error})."
+        problem = f"{path} is damaged or of another version ({error.__cause__ or error})."
         raise run.stage_needed(problem, maker_of(name), again=True) from error
     if not {PROMPT, PRECISION} <= checked.made_from.keys():
         raise run.stage_needed(f"{path} is of another version.", maker_of(name), again=True)

@@ -15,7 +15,15 @@ from pipeline.models import adapter, prompts
 from pipeline.models.llama_cpp import GgufModel
 from pipeline.run import command_line, files
 from pipeline.run.errors import StageNeeded, UserError
-from pipeline.run.run_folder import ADAPTER, COMPARISON, MERGED_MODEL, PROMPT_FORMAT, WORDS, RunFolder
+from pipeline.run.run_folder import (
+    ADAPTER,
+    COMPARISON,
+    FOUNDATION_ANSWERS,
+    MERGED_MODEL,
+    PROMPT_FORMAT,
+    WORDS,
+    RunFolder,
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +55,14 @@ def test_a_damaged_part_of_a_run_names_the_command_that_makes_it(run_dir, read, 
     assert (python, script) == ("python", f"{stage}.py")
     config, _ = command_line.parse(stage, "", command_line.NoOptions, arguments)
     assert config.run_dir == run_dir and config.prompt == PRESETS["saude-phi3"].prompt
+
+
+def test_a_damaged_answers_file_names_its_command_once(run_dir):
+    from pipeline.evaluation import answers
+
+    (run_dir / FOUNDATION_ANSWERS).write_text("{", encoding="utf-8")
+    with pytest.raises(StageNeeded, match=r"^[^`]* Run `python foundation_model\.py [^`]*` again\.$"):
+        answers.read(RunFolder(run_dir, "saude-phi3"), FOUNDATION_ANSWERS)
 
 
 def test_a_damaged_file_of_no_run_has_no_command(tmp_path):
