@@ -42,10 +42,9 @@ def run(config: Config) -> Path:
             return folder.command_again(stages[column], ("--questions.", "--answers."), stages[like])
 
         older = answers.check_made_from(folder, answered, stages)
-        embeddings = embedding.load_embeddings(config.rag)
-        embed = functools.cache(
-            lambda texts: embeddings.embed_documents(list(texts))
-        )  # the references once, for all columns
+        # Loaded once it is known that all can be compared; the references are embedded once, for all columns.
+        embeddings = functools.cache(lambda: embedding.load_embeddings(config.rag))
+        embed = functools.cache(lambda texts: embeddings().embed_documents(list(texts)))
         scores: dict[str, Score] = {"similarity": lambda entries: similarity(embed, entries)}
         if config.judge.url is not None:
             scores["judge"] = lambda entries: judge.grade(config.judge, entries)

@@ -29,9 +29,7 @@ def compare_losses(readings: dict[str, Sequence[Reading]]) -> tuple[list[str], d
     for form, value in figures.items():
         if value is None:
             continue
-        line = f"{form}: {LOSS.form.format(value.value)}"
-        if value.low is not None and value.high is not None:
-            line += f" [{LOSS.form.format(value.low)}, {LOSS.form.format(value.high)}]"
+        line = f"{form}: {value.text(LOSS.form)}"
         noted[form] = asdict(value)
         if form in found:
             noted[form] |= {"against_trained": asdict(found[form]), "more_than_noise": certain[form]}

@@ -140,12 +140,8 @@ class _Judge:
             ) from error
         try:
             return msgspec.json.decode(_json_of(reply.choices[0].message.content or ""), type=self._kind)
-        except (
-            msgspec.DecodeError,
-            AttributeError,
-            LookupError,
-            TypeError,
-        ):  # what is no such server may send anything
+        # What is no server of this protocol may send anything.
+        except (msgspec.DecodeError, AttributeError, LookupError, TypeError):
             return None
 
     def _complete(self, messages: list[ChatCompletionMessageParam]) -> ChatCompletion:

@@ -90,9 +90,7 @@ def _figure_text(form: str, figure: Figure | None, most: int) -> str:
     """Return a figure with its interval and, where it is of fewer answers than its neighbour, with their number."""
     if figure is None:
         return "–"
-    text = form.format(figure.value)
-    if figure.low is not None and figure.high is not None:
-        text += f" [{form.format(figure.low)}, {form.format(figure.high)}]"
+    text = figure.text(form)
     return text if figure.answers == most else f"{text} ({figure.answers} of {most})"
 
 
@@ -125,9 +123,10 @@ def conclusions(comparison: Comparison) -> list[str]:
 
 
 def _preference_text(found: Preference) -> str:
+    share = Figure(found.wins / found.answers, found.answers, found.low, found.high)
     return (
         f"The judge prefers {found.ours} to {found.theirs} in {found.wins} of {found.answers} questions "
-        f"({found.wins / found.answers:.0%} [{found.low:.0%}, {found.high:.0%}]) and the reverse in {found.losses}."
+        f"({share.text('{:.0%}')}) and the reverse in {found.losses}."
     )
 
 

@@ -40,6 +40,12 @@ class Figure:
     high: float | None = None
     """The interval that holds it with a probability of CONFIDENCE; None where there are too few answers."""
 
+    def text(self, form: str) -> str:
+        """Return the figure in a format, with its interval in brackets if it has one."""
+        if self.low is None or self.high is None:
+            return form.format(self.value)
+        return f"{form.format(self.value)} [{form.format(self.low)}, {form.format(self.high)}]"
+
 
 @dataclass(frozen=True)
 class Difference:
