@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from config import Config
 from pipeline.data import records
@@ -33,6 +33,11 @@ from pipeline.run.command_line import run_stage
 from pipeline.run.errors import UserError
 from pipeline.run.run_folder import ADAPTER, LOSS_CURVE, TRAINED_RECORDS, TRAINING_LOG, RunFolder
 from pipeline.training import dataset, memory, plan, report
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from pipeline.training.batching import Batching
 
 
 def run(config: Config) -> Path:
@@ -57,7 +62,9 @@ def run(config: Config) -> Path:
             asked = questions.choose_questions(data, config.questions)
         chosen, batching = plan.plan_training(config, backend, train_set)
         warn_of_answers_in_another_precision(folder, chosen)
-        base = load_base(config, chosen, metrics)
+        base = load_base(config, chosen)
+        chosen, batching = lay_out_records(config, base, train_set, chosen, batching)
+        note_plan(base, chosen, batching, metrics)
         tuned = adapter.add_adapter(base, config.lora, config.train.seed, chosen.checkpointing)
         report.print_parameters(tuned, metrics)
         probe = ask_probe(config, tuned, prompt_format, asked, "before")
@@ -112,14 +119,40 @@ def warn_of_answers_in_another_precision(folder: RunFolder, chosen: memory.Train
         )
 
 
-def load_base(config: Config, chosen: memory.TrainingPlan, metrics: dict[str, Any]) -> language_model.LanguageModel:
+def load_base(config: Config, chosen: memory.TrainingPlan) -> language_model.LanguageModel:
     """Load the base model as planned, and tell what the training runs on."""
     base = loading.load_base(config.model, chosen.precision, config.train.max_length, chosen.compute_format)
-    metrics.update(base.runs_on)
-    metrics.update(checkpointing=chosen.checkpointing, passes=chosen.passes, tokens_of_largest_pass=chosen.tokens)
-    metrics["memory_estimate_gib"] = round(chosen.estimate.total / memory.GIB, 2)
     report.print_environment(base)
     return base
+
+
+def lay_out_records(
+    config: Config,
+    base: language_model.LanguageModel,
+    train_set: Dataset,
+    chosen: memory.TrainingPlan,
+    batching: Batching,
+) -> tuple[memory.TrainingPlan, Batching]:
+    """Return the plan for records that lie end to end if that is proved of the model, else one for padded records."""
+    from pipeline.training import isolation
+
+    found = isolation.layout_of(base, train_set) if distributed.is_main() else None
+    layout, reason = distributed.broadcast_from_main(found)
+    if layout == "end_to_end":
+        return chosen, batching
+    print(f"Records are trained in padded batches, since {reason}.")
+    loaded = dataclasses.replace(config, model=dataclasses.replace(config.model, precision=chosen.precision))
+    return plan.plan_training(loaded, base.backend, train_set, layout, loading.keeps_scores(base.model))
+
+
+def note_plan(
+    base: language_model.LanguageModel, chosen: memory.TrainingPlan, batching: Batching, metrics: dict[str, Any]
+) -> None:
+    """Note for the manifest what the training runs on and how it is done."""
+    metrics.update(
+        base.runs_on, layout=batching.layout, memory_estimate_gib=round(chosen.estimate.total / memory.GIB, 2)
+    )
+    metrics.update(checkpointing=chosen.checkpointing, passes=chosen.passes, tokens_of_largest_pass=chosen.tokens)
 
 
 def ask_probe(

@@ -21,7 +21,7 @@ from pipeline.run.errors import UserError
 from pipeline.run.files import read_json
 from pipeline.run.manifests import read_manifest
 from pipeline.run.run_folder import RunFolder
-from pipeline.training.attention import end_to_end_attention
+from pipeline.training.attention import own_or_end_to_end_attention
 from pipeline.training.batching import lay_end_to_end
 from pipeline.training.log import read_log
 
@@ -60,7 +60,7 @@ def test_each_record_has_the_loss_it_has_alone(tiny_model, architecture):
     )
     inputs = lay_end_to_end([{"input_ids": ids, "labels": ids} for ids in rows], "transformers")
     inputs = {name: value.cuda() if torch.is_tensor(value) else value for name, value in inputs.items()}
-    with end_to_end_attention(model):
+    with own_or_end_to_end_attention(model, "transformers", "end_to_end"):
         together = model(**inputs, num_items_in_batch=1).loss.item()
     assert together == pytest.approx(alone, rel=2e-3)
 

@@ -21,7 +21,7 @@ from pipeline.run.errors import UserError
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
     from pipeline.models.language_model import CausalModel
 
@@ -162,8 +162,9 @@ def load_for_merging(config: ModelConfig, precision: Precision) -> tuple[Languag
                 require_bitsandbytes(needing, "run this stage on the machine that trained it")
                 options["quantization_config"] = four_bits()
         model = AutoModelForCausalLM.from_pretrained(
-            path, config=shape, dtype="auto", device_map="cpu", use_safetensors=True, trust_remote_code=False, **options
-        )
+            path, config=shape, dtype="auto", device_map="cpu", use_safetensors=True, trust_remote_code=False,
+            **own_attention(shape), **options,
+        )  # fmt: skip
         tokenizer = load_tokenizer(path)
     model, stored = _dequantized(model), model.dtype
     form, needed = devices.compute_format("merging"), devices.ANSWERING_SHARE * 4 * model.num_parameters()
@@ -200,8 +201,20 @@ def _load_with_transformers(path: str, precision: Precision, dtype: torch.dtype)
             device_map=_device_map(),
             use_safetensors=True,
             trust_remote_code=False,
+            **own_attention(config),
             **options,
         )
+
+
+def keeps_scores(model: Any) -> bool:
+    """Tell whether the attention of a model computes and keeps the score of each pair of tokens."""
+    return model.config.get_text_config(decoder=True)._attn_implementation == "eager"
+
+
+def own_attention(config: PreTrainedConfig) -> dict[str, str]:
+    """Return the option with which a model attends as it was trained: fused attention would drop a cap on the scores."""
+    capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
+    return {"attn_implementation": "eager"} if capped else {}
 
 
 def four_bits(**options: Any) -> BitsAndBytesConfig:

@@ -28,6 +28,7 @@ class ModelSize:
     """Weights of the LoRA adapter."""
     layers: int
     hidden: int
+    heads: int
     vocabulary: int
     features: int
     """Inputs and outputs of the linear layers of a block."""
@@ -49,6 +50,8 @@ class Shape:
 
     layers: int
     hidden: int
+    heads: int
+    """Of the attention of a block; 1 if there is none."""
     inner: int
     """Columns of the widest feed-forward network."""
     cached: int
@@ -64,13 +67,18 @@ def shape_of(config: PreTrainedConfig) -> Shape:
     return Shape(
         layers=len(layers),
         hidden=max(layer.hidden_size for layer in layers),
+        heads=max(map(_heads, layers)),
         inner=max(_first(layer, "intermediate_size") or 4 * layer.hidden_size for layer in layers),
         cached=sum(map(_cached, layers)),
     )
 
 
+def _heads(layer: PreTrainedConfig) -> int:
+    return _first(layer, "num_attention_heads") or 1
+
+
 def _cached(layer: PreTrainedConfig) -> int:
-    heads = _first(layer, "num_attention_heads") or 1
+    heads = _heads(layer)
     head = _first(layer, "head_dim", "dim_head") or layer.hidden_size // heads
     kept = _first(layer, "num_key_value_heads", "num_kv_heads") or heads
     if _first(layer, "multi_query") and not _first(layer, "new_decoder_architecture"):
@@ -113,6 +121,7 @@ def size_of_architecture(shape: PreTrainedConfig, lora: LoraConfig) -> ModelSize
         adapter=lora.r * sum(m.in_features + m.out_features for m in adapted),
         layers=dimensions.layers,
         hidden=dimensions.hidden,
+        heads=dimensions.heads,
         vocabulary=head.out_features,
         features=sum(m.in_features + m.out_features for m in linears.values()) // dimensions.layers,
         adapter_inputs=sum(m.in_features for m in adapted) // dimensions.layers if lora.dropout else 0,

@@ -13,12 +13,26 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from pipeline.models.language_model import Backend
+from pipeline.training.batching import Layout
+
 END_TO_END = "end_to_end"
+# What transformers hands to each attention function and this one may ignore: it follows from the boundaries, or concerns other parts.
+_WITHOUT_EFFECT = {
+    "cache_position", "cu_seq_lens_k", "max_length_k", "num_items_in_batch", "output_attentions", "output_hidden_states",
+    "output_router_logits", "position_ids", "use_cache",
+}  # fmt: skip
 
 
 @contextlib.contextmanager
-def end_to_end_attention(model: Any) -> Iterator[None]:
-    """Let a transformers model, with or without an adapter, attend within the records of pipeline.batching.lay_end_to_end."""
+def own_or_end_to_end_attention(model: Any, backend: Backend, layout: Layout) -> Iterator[None]:
+    """Let a model, with or without an adapter, attend as its records are laid out: within each, or as it always does.
+
+    Unsloth's own attention is told of the boundaries with the inputs.
+    """
+    if backend == "unsloth" or layout == "padded":
+        yield
+        return
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(END_TO_END, attend)
@@ -42,7 +56,8 @@ def attend(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
-    **_: Any,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend causally within each record. This has the form of transformers' attention functions.
 
@@ -57,16 +72,24 @@ def attend(
         sliding_window: tokens that a token sees, itself included; None is all before it.
         cu_seq_lens_q: (records + 1,), where each record begins, and the end.
         max_length_q: tokens of the longest record.
+        is_causal: False where tokens see those after them, too.
+        others: what else an architecture hands to its attention.
 
     Returns:
         (1, tokens, heads, head size), and no weights.
 
     Raises:
-        ValueError: the model did not pass on where the records begin, or has dropout in its attention.
+        ValueError: the model did not pass on where the records begin, or its attention has what this one does not know.
     """
-    if cu_seq_lens_q is None or max_length_q is None or dropout:
-        name = type(module).__name__
-        raise ValueError(f"{name} cannot attend to records laid end to end: no boundaries came, or dropout did.")
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise ValueError(f"{type(module).__name__} does not pass on where records begin")
+    unknown = {name for name, value in others.items() if value is not None and value is not False} - _WITHOUT_EFFECT
+    if dropout:
+        unknown.add("dropout")
+    if is_causal is False:
+        unknown.add("tokens that see later ones")
+    if unknown:
+        raise ValueError(f"{type(module).__name__} has {', '.join(sorted(unknown))} in its attention")
     if sliding_window is not None and sliding_window >= max_length_q:
         sliding_window = None
     if _kernel_takes(query):

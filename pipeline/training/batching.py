@@ -1,11 +1,11 @@
-"""Which records a forward pass gets, and how they are laid end to end in it, without padding."""
+"""Which records a forward pass gets, and how they are laid out in it: end to end, or each in a row of its own with padding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
@@ -14,6 +14,7 @@ from pipeline.models.language_model import Backend
 
 IGNORED_LABEL = -100
 EVALUATION_TOKENS = 2048  # of a forward pass; longer records are one of their own
+Layout = Literal["end_to_end", "padded"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Batching:
     """Records of an optimizer step; not used if tokens_per_step is given."""
     tokens_per_step: int | None = None
     """Tokens that an optimizer step is filled with, at most; a longer record is a step of its own."""
+    layout: Layout = "end_to_end"
+    """Of the records of a forward pass."""
 
     def epoch(self, lengths: Sequence[int], epoch: int) -> list[list[int]]:
         """Return the positions of the records in each forward pass; each step has as many passes, some perhaps empty.
@@ -45,28 +48,46 @@ class Batching:
         else:
             order, size = self._shuffled(len(lengths), epoch), self.records_per_step
             steps = [order[start : start + size] for start in range(0, len(order), size)]
-        return [batch for step in steps for batch in divide_evenly(step, lengths, self.passes)]
+        divide = divide_evenly if self.layout == "end_to_end" else divide_by_length
+        return [batch for step in steps for batch in divide(step, lengths, self.passes)]
 
     def _shuffled(self, count: int, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return torch.randperm(count, generator=generator).tolist()
 
-    def most_tokens(self, lengths: Sequence[int], epochs: int) -> int:
-        """Return the tokens of the largest forward pass in so many epochs."""
+    def largest_pass(self, lengths: Sequence[int], epochs: int) -> PassSize:
+        """Return the size of the largest forward pass in so many epochs."""
         batches = chain.from_iterable(self.epoch(lengths, epoch) for epoch in range(epochs))
-        return max(sum(lengths[position] for position in batch) for batch in batches)
+        return max(size_of_pass([lengths[position] for position in batch], self.layout) for batch in batches)
 
 
-def fill_passes(order: Iterable[int], lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
+class PassSize(NamedTuple):
+    """What a forward pass holds."""
+
+    tokens: int
+    """Padding included."""
+    pairs: int
+    """Of tokens that attend to each other, or could: for each row, its tokens squared."""
+
+
+def size_of_pass(lengths: Sequence[int], layout: Layout) -> PassSize:
+    """Return the size of a forward pass of records with these numbers of tokens."""
+    if layout == "end_to_end":
+        return PassSize(sum(lengths), sum(length**2 for length in lengths))
+    longest = max(lengths, default=0)
+    return PassSize(len(lengths) * longest, len(lengths) * longest**2)
+
+
+def fill_passes(
+    order: Iterable[int], lengths: Sequence[int], most_tokens: int, layout: Layout = "end_to_end"
+) -> list[list[int]]:
     """Divide records, in their order, into batches of at most so many tokens; a longer record is a batch of its own."""
     batches: list[list[int]] = []
-    room = 0
     for position in order:
-        if not batches or lengths[position] > room:
+        grown = [lengths[other] for other in (*batches[-1], position)] if batches else []
+        if not batches or size_of_pass(grown, layout).tokens > most_tokens:
             batches.append([])
-            room = most_tokens
         batches[-1].append(position)
-        room -= lengths[position]
     return batches
 
 
@@ -79,6 +100,42 @@ def divide_evenly(positions: Sequence[int], lengths: Sequence[int], parts: int) 
         batches[least].append(position)
         tokens[least] += lengths[position]
     return batches
+
+
+def divide_by_length(positions: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Divide records into so many parts of neighbours in length, with about the same number of tokens; some may be empty."""
+    order = sorted(positions, key=lengths.__getitem__, reverse=True)
+    total = sum(lengths[position] for position in order)
+    batches: list[list[int]] = [[] for _ in range(parts)]
+    before = 0
+    for position in order:
+        batches[min(before * parts // max(total, 1), parts - 1)].append(position)
+        before += lengths[position]
+    return batches
+
+
+def lay_out(records: Sequence[dict[str, list[int]]], backend: Backend, layout: Layout, pad_id: int) -> dict[str, Any]:
+    """Return the inputs of a forward pass.
+
+    Args:
+        records: input_ids and labels of each.
+        backend: transformers and Unsloth are told of the boundaries between records in different ways.
+        layout: of the records.
+        pad_id: of the token that fills the rows of a padded pass; the attention mask hides it.
+    """
+    return lay_end_to_end(records, backend) if layout == "end_to_end" else pad_to_longest(records, pad_id)
+
+
+def pad_to_longest(records: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Return the inputs of a forward pass: one row for each record, of shape (records, tokens of the longest)."""
+    longest = max(len(record["input_ids"]) for record in records)
+
+    def rows(name: str, filler: int) -> torch.Tensor:
+        return torch.tensor([record[name] + [filler] * (longest - len(record[name])) for record in records])
+
+    lengths = torch.tensor([len(record["input_ids"]) for record in records])
+    mask = (torch.arange(longest) < lengths[:, None]).long()
+    return {"input_ids": rows("input_ids", pad_id), "labels": rows("labels", IGNORED_LABEL), "attention_mask": mask}
 
 
 def lay_end_to_end(records: Sequence[dict[str, list[int]]], backend: Backend) -> dict[str, Any]:
@@ -108,15 +165,20 @@ def lay_end_to_end(records: Sequence[dict[str, list[int]]], backend: Backend) ->
 class ForwardPasses(Dataset[dict[str, Any]]):
     """The forward passes of an epoch; an item is the inputs of one."""
 
-    def __init__(self, records: Any, backend: Backend, batches_of: Callable[[int], list[list[int]]]) -> None:
+    def __init__(
+        self,
+        records: Any,
+        inputs_of: Callable[[Sequence[dict[str, list[int]]]], dict[str, Any]],
+        batches_of: Callable[[int], list[list[int]]],
+    ) -> None:
         """Make the passes of the first epoch.
 
         Args:
             records: a datasets.Dataset with the columns input_ids and labels.
-            backend: of the model.
+            inputs_of: returns the inputs of a pass of these records, as lay_out does.
             batches_of: returns the positions of the records of each pass of an epoch, from 0.
         """
-        self._records, self._backend, self._batches_of = records, backend, batches_of
+        self._records, self._inputs_of, self._batches_of = records, inputs_of, batches_of
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -133,7 +195,7 @@ class ForwardPasses(Dataset[dict[str, Any]]):
         records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         if not self._batches[number]:
             records[0]["labels"] = [IGNORED_LABEL] * len(records[0]["labels"])
-        return lay_end_to_end(records, self._backend)
+        return self._inputs_of(records)
 
 
 def token_counts(records: Any) -> list[int]:

@@ -17,9 +17,13 @@ from pipeline.models.size import ModelSize
 from pipeline.run.errors import UserError
 
 if TYPE_CHECKING:
-    pass
+    from pipeline.training.batching import PassSize
 
 LOSS_BYTES_PER_LOGIT = 14.0  # logits of a chunk in 16 and 32 bits, their softmax and their gradient
+SCORE_BYTES = {
+    2: 14,
+    4: 10,
+}  # of a score of an attention that keeps its scores, by the bytes of a number; fitted to Gemma 2
 LOSS_CHUNK = 256  # tokens whose logits exist at a time
 KEPT_SHARE = {"unsloth": 0.68, "transformers": 1.2}  # of the inputs and outputs of a block's linear layers, in 16 bits
 DROPOUT_BYTES = 3  # of an input of the adapter: its value and whether it was dropped
@@ -97,6 +101,7 @@ def estimate_training(
     optimizer: str,
     shards: int = 1,
     number: int = 2,
+    scores: int = 0,
 ) -> MemoryEstimate:
     """Estimate the peak of a training.
 
@@ -109,11 +114,13 @@ def estimate_training(
         optimizer: as in TrainConfig.
         shards: parts that the weights are divided into, one a device.
         number: bytes of a number of the format that is computed in.
+        scores: of the attention of a block in the largest pass, where they are kept; fused attention keeps none.
     """
     on_cpu = best_device() == "cpu"
     optimizer_bytes = 8 if optimizer == "adamw_torch" else 2
     kept_share = CPU_KEPT[number] if on_cpu else KEPT_SHARE[backend]
     block = tokens * (size.features * number * kept_share + size.adapter_inputs * DROPOUT_BYTES)
+    block += scores * SCORE_BYTES[number]
     kept = size.layers * block
     if checkpointing:
         # Unsloth keeps the inputs of the blocks in the memory of the CPU.
@@ -144,7 +151,8 @@ def plan_training(
     form: ComputeFormat,
     devices: int,
     free: float,
-    most_tokens: Callable[[int], int],
+    largest_pass: Callable[[int], PassSize],
+    keeps_scores: bool = False,
 ) -> TrainingPlan:
     """Choose the fastest way to train that fits into memory, by what benchmarks/fine_tuning.py measured.
 
@@ -156,7 +164,8 @@ def plan_training(
         form: what is computed in.
         devices: how many train together.
         free: bytes that each of them may use.
-        most_tokens: returns the tokens of the largest forward pass, for a number of passes per step over all devices.
+        largest_pass: returns the size of the largest forward pass, for a number of passes per step over all devices.
+        keeps_scores: whether the model's attention keeps its scores for the backward pass.
 
     Raises:
         UserError: nothing fits; it names the setting to change.
@@ -169,12 +178,13 @@ def plan_training(
     for passes in pass_counts(train, devices):
         if fastest is not None and passes * BUSY_TOKENS >= fastest.relative_time:
             break  # so many passes cannot be faster
-        tokens = most_tokens(passes * devices)
+        tokens, pairs = largest_pass(passes * devices)
         for precision in precisions(model.precision):
             for checkpointing in {"auto": (False, True), "on": (True,), "off": (False,)}[train.gradient_checkpointing]:
                 estimate = estimate_training(
-                    size, backend, precision, checkpointing, tokens, train.optimizer, shards, form.bytes
-                )
+                    size, backend, precision, checkpointing, tokens, train.optimizer, shards, form.bytes,
+                    size.heads * pairs if keeps_scores else 0,
+                )  # fmt: skip
                 plan = TrainingPlan(precision, form, checkpointing, passes, tokens, estimate, usable)
                 if estimate.total <= usable and (fastest is None or plan.relative_time < fastest.relative_time):
                     fastest = plan

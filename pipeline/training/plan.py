@@ -15,16 +15,20 @@ from pipeline.run.run_folder import CHECKPOINTS
 from pipeline.training import checkpoints, duration, memory
 
 if TYPE_CHECKING:
-    from pipeline.training.batching import Batching
+    from pipeline.training.batching import Batching, Layout
 
 
-def plan_training(config: Config, backend: Backend, train_set: Any) -> tuple[memory.TrainingPlan, Batching]:
+def plan_training(
+    config: Config, backend: Backend, train_set: Any, layout: Layout = "end_to_end", keeps_scores: bool = False
+) -> tuple[memory.TrainingPlan, Batching]:
     """Fit a training into memory, and print how.
 
     Args:
         config: of the run.
         backend: what trains.
         train_set: a datasets.Dataset of tokenized records.
+        layout: of the records of a forward pass.
+        keeps_scores: whether the model's attention keeps its scores for the backward pass.
 
     Returns:
         how it is done, and how the records are divided into forward passes.
@@ -41,7 +45,7 @@ def plan_training(config: Config, backend: Backend, train_set: Any) -> tuple[mem
 
     def batching(passes: int) -> Batching:
         packed = train.tokens_per_step if train.batching == "packed" else None
-        return Batching(passes, train.seed, train.records_per_step, packed)
+        return Batching(passes, train.seed, train.records_per_step, packed, layout)
 
     if train.batching == "packed":
         epochs = 1  # all have the same steps
@@ -50,7 +54,7 @@ def plan_training(config: Config, backend: Backend, train_set: Any) -> tuple[mem
     size = model_size(model, config.lora)
     plan = memory.plan_training(
         size, model, train, backend, distributed.broadcast_from_main(form), count, distributed.least_free_memory(),
-        lambda passes: batching(passes).most_tokens(lengths, epochs),
+        lambda passes: batching(passes).largest_pass(lengths, epochs), keeps_scores,
     )  # fmt: skip
     print(f"{plan}\n", flush=True)
     if not train.resume:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import pickle
 import time
@@ -16,7 +15,7 @@ from pipeline.run import files
 from pipeline.run.errors import UserError
 from pipeline.run.run_folder import CHECKPOINTS, TRAINING_LOG, RunFolder
 from pipeline.training import checkpoints, report
-from pipeline.training.attention import end_to_end_attention
+from pipeline.training.attention import own_or_end_to_end_attention
 from pipeline.training.batching import Batching
 from pipeline.training.log import start_log, validation_losses
 from pipeline.training.memory import TrainingPlan
@@ -57,12 +56,12 @@ def run_training(
             checkpoints.start(checkpoint_folder, settings)
         start_log(log, checkpoints.step_of(checkpoint) if checkpoint else None)
     arguments = sft_arguments(
-        train, checkpoint_folder, plan.passes, plan.checkpointing, len(validation_set) > 0, checkpoint is not None,
-        tuned.model.dtype,
+        train, checkpoint_folder, plan.passes, batching.layout, plan.checkpointing, len(validation_set) > 0,
+        checkpoint is not None, tuned.model.dtype,
     )  # fmt: skip
     callbacks = [TrainingLog(log)] if distributed.is_main() else []
     trainer = make_trainer(tuned, arguments, batching, train_set, validation_set, callbacks)
-    with end_to_end_attention(tuned.model) if tuned.backend == "transformers" else contextlib.nullcontext():
+    with own_or_end_to_end_attention(tuned.model, tuned.backend, batching.layout):
         figures = run_trainer(trainer, checkpoint)
     if distributed.is_main():
         metrics.update(figures, **validation_figures(log))

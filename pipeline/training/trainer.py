@@ -1,8 +1,8 @@
-"""TRL's trainer, over records that lie end to end."""
+"""TRL's trainer, over forward passes of records that lie end to end or are padded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,9 @@ from pipeline.training.batching import (
     IGNORED_LABEL,
     Batching,
     ForwardPasses,
+    Layout,
     fill_passes,
+    lay_out,
     token_counts,
 )
 from pipeline.training.flat_optimizer import flat_optimizer
@@ -45,7 +47,7 @@ def make_trainer(
     train_set: Any,
     validation_set: Any,
     callbacks: Sequence[transformers.TrainerCallback],
-) -> EndToEndTrainer:
+) -> RecordsTrainer:
     """Return a trainer of an adapter.
 
     Args:
@@ -59,7 +61,7 @@ def make_trainer(
     # cuDNN's attention prepares itself anew, for a sixth of a second, for each length of a record that it has not seen.
     torch.backends.cuda.enable_cudnn_sdp(False)
     transformers.set_seed(arguments.seed)
-    trainer = EndToEndTrainer(
+    trainer = RecordsTrainer(
         model=tuned.model,
         args=arguments,
         train_dataset=train_set,
@@ -77,12 +79,19 @@ def make_trainer(
         policy = MixedPrecisionPolicy(param_dtype=tuned.model.dtype, reduce_dtype=torch.float32)
         trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
     trainer.remove_callback(PrinterCallback)
-    trainer.batching, trainer.backend = batching, tuned.backend
+    trainer.batching, trainer.backend, trainer.pad_id = batching, tuned.backend, tuned.tokenizer.pad_token_id
     return trainer
 
 
 def sft_arguments(
-    train: TrainConfig, folder: Path, passes: int, checkpointing: bool, has_validation: bool, resumes: bool, dtype: Any
+    train: TrainConfig,
+    folder: Path,
+    passes: int,
+    layout: Layout,
+    checkpointing: bool,
+    has_validation: bool,
+    resumes: bool,
+    dtype: Any,
 ) -> SFTConfig:
     """Return TRL's form of the training settings. The records come tokenized, with their labels.
 
@@ -90,6 +99,7 @@ def sft_arguments(
         train: the settings.
         folder: of the checkpoints.
         passes: forward passes of an optimizer step on this device; each is an item of the data.
+        layout: of the records of a forward pass.
         checkpointing: whether activations are computed again in the backward pass.
         has_validation: whether there are validation records.
         resumes: whether an interrupted training goes on, so that the loss before the training was measured.
@@ -122,7 +132,7 @@ def sft_arguments(
         eval_on_start=has_validation and not resumes,
         save_steps=train.save_steps,
         save_total_limit=2,
-        include_num_input_tokens_seen="all",  # there is no padding
+        include_num_input_tokens_seen="all" if layout == "end_to_end" else "non_padding",
         max_length=None,
         padding_free=False,  # the rows are ours
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -137,7 +147,7 @@ def sft_arguments(
     return arguments
 
 
-def gathered_adapter(trainer: EndToEndTrainer) -> dict[str, torch.Tensor] | None:
+def gathered_adapter(trainer: RecordsTrainer) -> dict[str, torch.Tensor] | None:
     """Return the adapter's weights, gathered by all processes for the main one; None where each process has them all."""
     if not trainer.is_fsdp_enabled:
         return None
@@ -147,12 +157,13 @@ def gathered_adapter(trainer: EndToEndTrainer) -> dict[str, torch.Tensor] | None
     return get_model_state_dict(trainer.model, options=options)  # type: ignore[return-value]  # no optimizer's values
 
 
-class EndToEndTrainer(SFTTrainer):
+class RecordsTrainer(SFTTrainer):
     """Trains on forward passes of any number of records, and measures the validation loss per token."""
 
     model: PeftModel
     batching: Batching
     backend: Backend
+    pad_id: int
 
     # TRL's own also computes the entropy and accuracy of all tokens, which nothing here shows.
     compute_loss = transformers.Trainer.compute_loss
@@ -175,20 +186,19 @@ class EndToEndTrainer(SFTTrainer):
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the forward passes of the training."""
         lengths = token_counts(self.train_dataset)
-        passes = ForwardPasses(self.train_dataset, self.backend, lambda epoch: self.batching.epoch(lengths, epoch))
+        passes = self._passes(self.train_dataset, lambda epoch: self.batching.epoch(lengths, epoch))
         return self.accelerator.prepare(self._loader(passes))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[dict[str, Any]]:
         """Return the forward passes of an evaluation that are this process's to do."""
         records = self.eval_dataset if eval_dataset is None else eval_dataset
         lengths = token_counts(records)
-        batches, processes = (
-            fill_passes(range(len(lengths)), lengths, EVALUATION_TOKENS),
-            self.accelerator.num_processes,
-        )
+        order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)  # for less padding
+        batches = fill_passes(order, lengths, EVALUATION_TOKENS, self.batching.layout)
+        processes = self.accelerator.num_processes
         batches += [[]] * (-len(batches) % processes)  # sharded weights must be asked for by all equally often
         mine = batches[self.accelerator.process_index :: processes]
-        return self._loader(ForwardPasses(records, self.backend, lambda _: mine))
+        return self._loader(self._passes(records, lambda _: mine))
 
     def evaluation_loop(
         self, dataloader: DataLoader[Any], description: str, *_: Any, metric_key_prefix: str = "eval", **__: Any
@@ -209,10 +219,16 @@ class EndToEndTrainer(SFTTrainer):
         return EvalLoopOutput(None, None, metrics, len(dataloader))  # type: ignore[arg-type]
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        if self.accelerator.num_processes > 1:
+        if self.accelerator.num_processes > 1 or "attention_mask" in inputs:
             super()._track_num_input_tokens(inputs)
         else:  # which would wait for the GPU in each pass
             self.state.num_input_tokens_seen += inputs["input_ids"].numel()
+
+    def _passes(self, records: Any, batches_of: Callable[[int], list[list[int]]]) -> ForwardPasses:
+        def inputs_of(batch: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+            return lay_out(batch, self.backend, self.batching.layout, self.pad_id)
+
+        return ForwardPasses(records, inputs_of, batches_of)
 
     def _loader(self, passes: ForwardPasses) -> DataLoader[dict[str, Any]]:
         return DataLoader(

@@ -12,6 +12,7 @@ from pipeline.models.devices import ComputeFormat
 from pipeline.models.size import model_size, size_of_architecture
 from pipeline.run.errors import UserError
 from pipeline.training import memory
+from pipeline.training.batching import PassSize
 from pipeline.training.memory import GIB, estimate_training, plan_training
 
 LORA = {
@@ -156,7 +157,7 @@ def plan(size, free_gib, monkeypatch, tokens=20_000, bitsandbytes=True, **settin
     train = TrainConfig(batch_size=2, gradient_accumulation_steps=4, optimizer="adamw_8bit", **settings)
     form = ComputeFormat("bfloat16", "as set")
     return plan_training(
-        size, ModelConfig(), train, "unsloth", form, 1, free_gib * GIB, lambda passes: -(-tokens // passes)
+        size, ModelConfig(), train, "unsloth", form, 1, free_gib * GIB, lambda passes: PassSize(-(-tokens // passes), 0)
     )
 
 

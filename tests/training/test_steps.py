@@ -35,7 +35,7 @@ def planned(tiny_model, tmp_path_factory):
     def start(train, records, passes):
         rows = Dataset.from_dict({name: [[3, 4]] * records for name in ("input_ids", "labels")})
         train = replace(train, optimizer="adamw_torch")  # the others ask for a GPU at once
-        arguments = sft_arguments(train, folder, passes, False, False, False, tuned.model.dtype)
+        arguments = sft_arguments(train, folder, passes, "end_to_end", False, False, False, tuned.model.dtype)
         packed = train.tokens_per_step if train.batching == "packed" else None
         batching = Batching(passes, train.seed, train.records_per_step, packed)
         trainer = make_trainer(tuned, arguments, batching, rows, rows.select([]), [Ends()])
