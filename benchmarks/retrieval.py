@@ -30,8 +30,9 @@ import tyro
 
 from config import PROJECT_DIR, RagConfig
 from pipeline.data.cleaning import normalise_title
+from pipeline.data.words import search_words
 from pipeline.rag import chunking, embedding, indexing, retrieval, vector_store
-from pipeline.rag.lexical import LexicalIndex, words_of
+from pipeline.rag.lexical import LexicalIndex
 from pipeline.run.run_folder import RunFolder
 
 PARAPHRASES = Path(__file__).with_name("paraphrases.jsonl")
@@ -136,7 +137,7 @@ def searches(retriever: retrieval.Retriever) -> dict[str, Search]:
         return [(piece.id, piece.title) for piece in store.nearest(store.embed(query), retrieval.CANDIDATES)]
 
     def by_words(query: str) -> list[tuple[str, str]]:
-        ids = lexical.search(set(words_of(query)), retrieval.CANDIDATES)
+        ids = lexical.search(set(search_words(query)), retrieval.CANDIDATES)
         titles = {piece_id: title for piece_id, title, *_ in store.pieces(ids)} if ids else {}
         return [(piece_id, titles[piece_id]) for piece_id in ids]
 

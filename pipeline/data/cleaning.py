@@ -7,9 +7,8 @@ import contextlib
 import functools
 import html
 import re
-import sys
-import unicodedata
-from typing import Literal
+
+from pipeline.data.words import normal_form, words
 
 _ENTITY = re.compile(r"&(?:#\d{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,31};)")
 # What is removed with all that it holds: where it begins and where it ends.
@@ -30,16 +29,10 @@ _INVISIBLE = re.compile(r"[\u0000-\u0008\u000e-\u001f\u007f-\u0084\u0086-\u009f\
 _ASCII_WHITE_SPACE_TO_BLANK = bytes(0x20 if chr(code) in "\t\n\v\f\r" else code for code in range(256))
 _ASCII_INVISIBLE = bytes(code for code in range(128) if _INVISIBLE.match(chr(code)))
 _LIST_SEPARATOR = re.compile(r"""(?<=['"]),\s*(?=['"])""")
-_SIGNS = re.compile(r"[\W_]+")
-_FOLDED_ASCII = bytes(ord(chr(code).lower()) if code < 128 and chr(code).isalnum() else 0x20 for code in range(256))
 _LEGACY_REMOVED = re.compile(r"[^\w\s]")
 
 _LONGEST_DECODE = 3  # "&amp;amp;#8217;" needs three rounds; nothing real needs a fourth
 _LONGEST_LITERAL = 1 << 18  # characters; Python's parser takes some 260 bytes of memory for each
-# Unicode's normal forms sort the marks on a letter in a time that grows with the square of their number.
-_MANY_MARKS = 512
-_MARKS_OF_A_LETTER = 30  # as many as Unicode's Stream-Safe Text Format has (UAX #15)
-_GRAPHEME_JOINER = "\u034f"  # ends a run of marks and is itself invisible
 
 
 def clean(text: str) -> str:
@@ -87,11 +80,7 @@ CLEANERS = {"default": clean, "light": clean_light, "legacy": clean_legacy}
 
 def normalise_title(title: str) -> str:
     """Return the form of a cleaned title under which it is the same title: case and punctuation left out."""
-    if title.isascii():
-        kept = title.encode().translate(_FOLDED_ASCII).decode()
-    else:
-        kept = _SIGNS.sub(" ", normal_form("NFC", title.casefold()))
-    return " ".join(kept.split()) or title.strip()
+    return " ".join(words(title)) or title.strip()
 
 
 def join_list(text: str) -> str:
@@ -124,19 +113,6 @@ def rejection(title: str, content: str, min_content_chars: int) -> str | None:
     if len(content) < min_content_chars:
         return "too short"
     return None
-
-
-def normal_form(form: Literal["NFC", "NFD"], text: str) -> str:
-    """Return a normal form of text; where a letter has hundreds of marks (combining characters), every 30th ends a run."""
-    if len(text) > _MANY_MARKS and any(map(unicodedata.combining, text[::_MANY_MARKS])):
-        text = _run_of_marks().sub(rf"\g<0>{_GRAPHEME_JOINER}", text)
-    return unicodedata.normalize(form, text)
-
-
-@functools.cache
-def _run_of_marks() -> re.Pattern[str]:
-    mark = "[" + "".join(chr(code) for code in range(sys.maxunicode + 1) if unicodedata.combining(chr(code))) + "]"
-    return re.compile(f"{mark}{{{_MARKS_OF_A_LETTER}}}(?={mark})")
 
 
 def _without_comments_and_code(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.data.cleaning import normalise_title
+from pipeline.data.words import cut, is_spaceless, words
 
 LOOP_WORDS, LOOP_TIMES = 4, 3  # an answer that says so many words in a row so many times goes in circles
+LETTERS_OF_A_WORD = 3  # of a script without blanks: a Chinese word has less than two, a Thai word about four
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class UnicodeTokenizer:
     """Words in any script. rouge-score's own tokenizer keeps a-z and 0-9 alone and so cuts 'atenção' in three."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the words of a text in lower case."""
-        return re.findall(r"\w+", text.lower())
+        """Return the words of a text."""
+        return words(text)
 
 
 def measure(entry: dict[str, Any]) -> dict[str, float | None]:
@@ -89,7 +90,6 @@ def measure(entry: dict[str, Any]) -> dict[str, float | None]:
     from sacrebleu.metrics import CHRF
 
     answer, reference = entry["answer"], entry["reference"]
-    words = UnicodeTokenizer().tokenize(answer)
     found: dict[str, float | None] = {
         "seconds": entry["seconds"] + (entry.get("retrieval_seconds") or 0.0),
         "support": entry.get("support"),
@@ -97,7 +97,8 @@ def measure(entry: dict[str, Any]) -> dict[str, float | None]:
         "reference_tokens": entry.get("reference_tokens"),
     }
     if entry["prompt"] is not None:
-        found["looping"], found["distinct_2"] = float(is_looping(words)), distinct_2(words)
+        said = words(answer)
+        found["looping"], found["distinct_2"] = float(is_looping(said)), distinct_2(said)
         found["ended"], found["tokens"], found["writing_seconds"] = (
             float(entry["ended"]),
             entry["tokens"],
@@ -109,22 +110,31 @@ def measure(entry: dict[str, Any]) -> dict[str, float | None]:
         rouge = RougeScorer(["rougeL"], tokenizer=UnicodeTokenizer())
         found["rouge_l"] = 100 * rouge.score(reference, answer)["rougeL"].fmeasure
         found["chrf"] = CHRF().sentence_score(answer, [reference]).score
-        found["exact"] = float(words == UnicodeTokenizer().tokenize(reference))
+        found["exact"] = float(normalise_title(answer) == normalise_title(reference))
     if reference and "sources" in entry:
         key = normalise_title(entry["title"])
         found["retrieved"] = float(any(normalise_title(source["title"]) == key for source in entry["sources"]))
     return found
 
 
-def is_looping(words: Sequence[str]) -> bool:
-    """Tell whether a text says LOOP_WORDS words in a row LOOP_TIMES times or more."""
-    runs = Counter(tuple(words[start : start + LOOP_WORDS]) for start in range(len(words) - LOOP_WORDS + 1))
+def is_looping(said: Sequence[str]) -> bool:
+    """Tell whether words say the same LOOP_WORDS in a row LOOP_TIMES times or more."""
+    runs: Counter[tuple[str, ...]] = Counter()
+    lengths = [1 if is_spaceless(word) else LETTERS_OF_A_WORD for word in said]
+    end = length = 0  # of the run that begins at `start`, as long as LOOP_WORDS or hardly longer
+    for start, first in enumerate(lengths):
+        while length < LOOP_WORDS * LETTERS_OF_A_WORD and end < len(said):
+            length += lengths[end]
+            end += 1
+        if length >= LOOP_WORDS * LETTERS_OF_A_WORD:
+            runs[tuple(said[start:end])] += 1
+        length -= first
     return max(runs.values(), default=0) >= LOOP_TIMES
 
 
-def distinct_2(words: Sequence[str]) -> float | None:
+def distinct_2(said: Sequence[str]) -> float | None:
     """Return the number of distinct word pairs divided by the number of all (Li et al. 2016); None without a pair."""
-    pairs = list(pairwise(words))
+    pairs = list(pairwise(said))
     return len(set(pairs)) / len(pairs) if pairs else None
 
 
@@ -132,15 +142,14 @@ def shared_words(reference: str, answer: str) -> list[tuple[str, bool]]:
     """Cut an answer into pieces; return each with whether its words are in the reference, in the same order."""
     from difflib import SequenceMatcher
 
-    pieces = re.findall(r"\w+|\W+", answer)
-    places = [place for place, piece in enumerate(pieces) if re.match(r"\w", piece)]
-    tokenize = UnicodeTokenizer().tokenize
-    matcher = SequenceMatcher(None, tokenize(reference), [pieces[place].lower() for place in places], autojunk=False)
+    pieces = cut(answer)
+    placed = [(word, place) for place, piece in enumerate(pieces) for word in words(piece)]
+    matcher = SequenceMatcher(None, words(reference), [word for word, _ in placed], autojunk=False)
     shared: set[int] = set()
     for block in matcher.get_matching_blocks():
-        run = places[block.b : block.b + block.size]
+        run = placed[block.b : block.b + block.size]
         if run:
-            shared.update(range(run[0], run[-1] + 1))  # with what stands between them
+            shared.update(range(run[0][1], run[-1][1] + 1))  # with what stands between them
     marked: list[tuple[str, bool]] = []
     for place, piece in enumerate(pieces):
         if marked and marked[-1][1] == (place in shared):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator, Set
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import STAGES, Config
 from pipeline.data.metadata import value_text
+from pipeline.data.words import cut, indexed_words, is_spaceless, search_words
 from pipeline.page.texts import LANGUAGES
-from pipeline.rag.lexical import words_of
 from pipeline.run.run_folder import RunFolder, StageNeeded
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
 MOST_CHARS = 2000  # of a question or a query
 _CITATION = re.compile(r" ?\[(\d+)\]")
-_WORD = re.compile(r"[^\W_]+")
 
 
 @functools.cache
@@ -82,13 +83,13 @@ def number(value: float, digits: int, language: str) -> str:
 
 def marked(text: str, words: Set[str]) -> Iterator[tuple[str, bool]]:
     """Yield the parts of a text and whether each is one of the words, case and diacritics left out."""
-    end = 0
-    for found in _WORD.finditer(text):
-        if not words.isdisjoint(words_of(found[0])):
-            yield text[end : found.start()], False
-            yield found[0], True
-            end = found.end()
-    yield text[end:], False
+    pieces = cut(text)
+    hits = [not words.isdisjoint(indexed_words(piece)) for piece in pieces]
+    for place, (first, second) in enumerate(pairwise(pieces)):
+        if is_spaceless(first) and is_spaceless(second) and not words.isdisjoint(search_words(first + second)):
+            hits[place] = hits[place + 1] = True
+    for hit, part in groupby(zip(hits, pieces, strict=True), key=itemgetter(0)):
+        yield "".join(piece for _, piece in part), hit
 
 
 def cited(text: str) -> Iterator[tuple[str, str | None]]:

@@ -121,7 +121,7 @@ def split_record(title: str, content: str, size: ChunkSize, count: Callable[[str
         chunk_size=room,
         chunk_overlap=min(size.overlap, room // 2),
         length_function=count,
-        separators=["\n", ". ", "; ", ", ", " ", ""],
+        separators=["\n", "。", "। ", ". ", "; ", ", ", "，", " ", ""],
         keep_separator="end",
     )
     return heading, splitter.split_text(content)

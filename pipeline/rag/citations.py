@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pipeline.rag.lexical import LexicalIndex, words_of
+from pipeline.data.words import search_words
+from pipeline.rag.lexical import LexicalIndex
 from pipeline.rag.retrieval import Hit, word_match
 
 FEWEST_WORDS = 3  # of a sentence that says something
 CITED_COVERAGE = 0.6  # share of a sentence's information that a record must hold to be cited for it
-_SENTENCE_END = re.compile(r"(?<=[.!?\]])(\s+)")
+_SENTENCE_END = re.compile(r"((?<=[.!?।॥۔؟\]])\s+|(?<=[。！？])(?![」』”’）])\s*)")
 _CITATION = re.compile(r"\s*\[\d+\]")
 
 
@@ -23,7 +24,7 @@ def cite(answer: str, hits: Sequence[Hit], lexical: LexicalIndex) -> str:
     for position in range(0, len(parts), 2):  # a sentence, the space behind it, and so on
         coverages = [_share_in_records(parts[position], [hit], lexical) for hit in hits]
         best = max(coverages, default=0.0)
-        if best >= CITED_COVERAGE and len(words_of(parts[position])) >= FEWEST_WORDS:
+        if best >= CITED_COVERAGE and len(search_words(parts[position])) >= FEWEST_WORDS:
             parts[position] += f" [{coverages.index(best) + 1}]"
     return "".join(parts)
 
@@ -34,6 +35,6 @@ def support(answer: str, hits: Sequence[Hit], lexical: LexicalIndex) -> float:
 
 
 def _share_in_records(text: str, hits: Sequence[Hit], lexical: LexicalIndex) -> float:
-    words = words_of(text)
+    words = search_words(text)
     match = word_match({word: [word] for word in words}, words, lexical)
     return match(" ".join(f"{hit.title} {hit.text}" for hit in hits)).coverage

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from pipeline.data.words import cut_where_lines_end
 from pipeline.models.answerer import AnsweringModel
 from pipeline.rag import retrieval
 
@@ -27,17 +28,17 @@ def prompt_with_records(
         return model.count_tokens(text) <= max_tokens
 
     for hit in hits:
-        words = hit.text.split(" ")
+        words = cut_where_lines_end(hit.text)
         # The last text that does not fit whole is cut at a word, by bisection.
         fewest, most = 0, len(words)
         if not fits(with_hits([*used, hit])):
             while fewest < most:
                 middle = (fewest + most + 1) // 2
-                shorter = dataclasses.replace(hit, text=" ".join(words[:middle]))
+                shorter = dataclasses.replace(hit, text="".join(words[:middle]))
                 fewest, most = (middle, most) if fits(with_hits([*used, shorter])) else (fewest, middle - 1)
             if most == 0:
                 break
-            hit = dataclasses.replace(hit, text=" ".join(words[:most]))
+            hit = dataclasses.replace(hit, text="".join(words[:most]))
         used.append(hit)
         prompt = with_hits(used)
         if most < len(words):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 import sqlite3
-import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from config import Condition
-from pipeline.data.cleaning import normal_form, normalise_title
+from pipeline.data.cleaning import normalise_title
 from pipeline.data.metadata import Metadata
+from pipeline.data.words import indexed_words, is_spaceless, search_words
 from pipeline.rag import metadata_index
 from pipeline.rag.metadata_index import Selection
 from pipeline.run.errors import UserError
@@ -21,7 +20,9 @@ from pipeline.run.run_folder import WORDS, RunFolder
 if TYPE_CHECKING:
     from pipeline.rag.vector_store import VectorStore
 
-# Title and text are the words of words_of, with blanks between; SQLite splits them at the blanks and does no more.
+# Of what is kept of the words and titles; to be raised with every change of indexed_words, normalise_title or SCHEMA.
+VERSION = 1
+# Title and text are indexed_words, with blanks between; SQLite splits them at the blanks and does no more.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS pieces (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title_key TEXT NOT NULL, title TEXT NOT NULL, text TEXT NOT NULL
@@ -43,15 +44,6 @@ MOST_ROWS = 200_000  # pieces that a query ranks: of its words, the rarest that 
 SHORTEST_CORRECTED = 4  # letters; shorter words have too many neighbours
 SIMILAR_ENOUGH = 0.7  # 1 - edits / letters
 CORRECTIONS = 3  # words that may be meant by one that does not occur
-_WORD = re.compile(r"[^\W_]+")
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a text in lower case, without diacritics."""
-    if not text.isascii():
-        letters = (c for c in normal_form("NFD", text) if unicodedata.category(c) != "Mn")
-        text = unicodedata.normalize("NFC", "".join(letters))
-    return _WORD.findall(text.lower())
 
 
 class LexicalIndex:
@@ -64,11 +56,19 @@ class LexicalIndex:
 
     @classmethod
     def make(cls, run: RunFolder) -> LexicalIndex:
-        """Open the index of a run to change it, or make an empty one; a UserError if the file is something else."""
+        """Open the index of a run to change it, or make an empty one where there is none or one of another version.
+
+        Raises:
+            UserError: the file is something else.
+        """
         path = run / WORDS
         try:
             database = sqlite3.connect(path)
+            if _version(database) != VERSION:
+                database.executescript("DROP TABLE IF EXISTS words; DROP TABLE IF EXISTS vocabulary;")
+                database.executescript("DROP TABLE IF EXISTS pieces; DROP TABLE IF EXISTS metadata;")
             database.executescript(SCHEMA + metadata_index.SCHEMA)
+            database.execute(f"PRAGMA user_version = {VERSION}")
             return cls(database, run)
         except sqlite3.Error as error:
             again = run.command_again("rag_indexing")
@@ -79,12 +79,15 @@ class LexicalIndex:
         """Open the index of a run to search in it.
 
         Raises:
-            UserError: there is none, or it cannot be read; the message names the stage that makes it.
+            UserError: there is none, or one of another version, or it cannot be read; the message names the stage.
         """
         path = run.require(WORDS)
         try:
             # A chain of LangChain searches in another thread than the one that opened the index; one at a time.
             database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+            if _version(database) != VERSION:
+                problem = f"{path} divides text into words as another version of this program did."
+                raise run.stage_needed(problem, "rag_indexing", again=True)
             return cls(database, run)
         except sqlite3.Error as error:
             raise UserError(f"{path} cannot be read ({error}). Run `{run.command_again('rag_indexing')}`.") from error
@@ -115,7 +118,7 @@ class LexicalIndex:
     def _add(self, pieces: Iterable[tuple[str, str, str, Metadata]]) -> None:
         pieces = list(pieces)
         rows = (
-            (piece_id, normalise_title(title), " ".join(words_of(title)), " ".join(words_of(text)))
+            (piece_id, normalise_title(title), " ".join(indexed_words(title)), " ".join(indexed_words(text)))
             for piece_id, title, text, _ in pieces
         )
         self._db.executemany("INSERT INTO pieces (id, title_key, title, text) VALUES (?, ?, ?, ?)", rows)
@@ -153,7 +156,9 @@ class LexicalIndex:
 
         Neighbours occur among the selected pieces, while a word that occurs in any piece is spelled right.
         """
-        return {word: [word] if self.occurrences(word) else self._corrections(word, among) for word in words_of(query)}
+        return {
+            word: [word] if self.occurrences(word) else self._corrections(word, among) for word in search_words(query)
+        }
 
     def occurrences(self, word: str) -> int:
         """Return the number of pieces that hold a word."""
@@ -190,7 +195,7 @@ class LexicalIndex:
         from rapidfuzz.distance import DamerauLevenshtein
         from rapidfuzz.process import extract
 
-        if len(word) < SHORTEST_CORRECTED:
+        if len(word) < SHORTEST_CORRECTED or is_spaceless(word):
             return [word]
         if self._vocabulary is None:
             self._vocabulary = [term for (term,) in self._db.execute("SELECT term FROM vocabulary")]
@@ -200,3 +205,7 @@ class LexicalIndex:
         )  # fmt: skip
         held = (term for term, _, _ in near if among is None or any(True for _ in self._holding(f'"{term}"', among)))
         return list(islice(held, CORRECTIONS)) or [word]
+
+
+def _version(database: sqlite3.Connection) -> int:
+    return database.execute("PRAGMA user_version").fetchone()[0]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from config import Condition, RagConfig
 from pipeline.data.cleaning import normalise_title
 from pipeline.data.metadata import Metadata
+from pipeline.data.words import indexed_words, search_words
 from pipeline.models import bundled, devices
 from pipeline.models.loading_errors import loading_errors
 from pipeline.rag import embedding, vector_store
-from pipeline.rag.lexical import LexicalIndex, words_of
+from pipeline.rag.lexical import LexicalIndex
 from pipeline.run.manifests import read_manifest
 from pipeline.run.run_folder import VECTORS, WORDS, RunFolder
 
@@ -104,7 +105,7 @@ def word_match(meant: dict[str, list[str]], query: Sequence[str], lexical: Lexic
     pairs = [set(product(meant[first], meant[second])) for first, second in pairwise(query)]
 
     def match(text: str) -> Match:
-        words = words_of(text)
+        words = indexed_words(text)
         present, neighbours = set(words), set(pairwise(words))
         held = sum(weight for word, weight in weights.items() if not present.isdisjoint(meant[word]))
         in_order = sum(not neighbours.isdisjoint(pair) for pair in pairs)
@@ -167,7 +168,7 @@ class Retriever:
         by_words = self.lexical.search({word for words in meant.values() for word in words}, CANDIDATES, among)
         others = [piece_id for piece_id in dict.fromkeys([*same_title, *by_words]) if piece_id not in found]
         found |= {piece.id: piece for piece in self.store.compared(vector, others)}
-        match = word_match(meant, words_of(query), self.lexical)
+        match = word_match(meant, search_words(query), self.lexical)
         hits = [
             Hit(p.id, p.title, p.text, p.similarity, match(f"{p.title} {p.text}"), p.metadata) for p in found.values()
         ]

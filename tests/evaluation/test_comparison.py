@@ -40,6 +40,21 @@ def test_words_with_accents_are_words():
     assert measure(entry("Atenção primária", "atenção primária"))["rouge_l"] == pytest.approx(100)
 
 
+def test_words_of_other_scripts_are_words():
+    for one, other in (("दान", "दिन"), ("กิน", "กัน")):
+        assert measure(entry(one, other))["exact"] == 0 and measure(entry(one, one))["exact"] == 1
+    assert measure(entry("दान", "दिन"))["rouge_l"] == 0
+    # Each letter counts where a script has no blanks: four of the answer's five, and of the reference's six.
+    assert measure(entry("红色自行车", "电动自行车。红"))["rouge_l"] == pytest.approx(100 * 2 * 3 / (5 + 6))
+    assert measure(entry("👍", "👎"))["exact"] == 0 and measure(entry("👍", "👍"))["exact"] == 1
+
+
+def test_a_name_of_four_chinese_letters_may_be_said_three_times():
+    said = [f"电动自行车{end}。" for end in ("很轻", "可以折叠", "适合通勤")]
+    assert measure(entry("".join(said)))["looping"] == 0
+    assert measure(entry("这款电动自行车可以折叠，适合城市通勤。" * 3))["looping"] == 1
+
+
 def test_repetition_by_hand():
     assert distinct_2(["a", "b", "a", "b"]) == pytest.approx(2 / 3) and distinct_2(["one"]) is None
     assert (
@@ -80,6 +95,9 @@ def test_words_of_the_reference_are_marked_in_their_order():
     marked = shared_words("the cat sat on the mat", "A cat, sat <b>under</b> the Mat")
     assert "".join(piece for piece, _ in marked) == "A cat, sat <b>under</b> the Mat"
     assert [piece for piece, shared in marked if shared] == ["cat, sat", "the Mat"]
+    marked = shared_words("दिन में सूरज", "दान में सूरज होता")
+    assert marked == [("दान ", False), ("में सूरज", True), (" होता", False)]
+    assert shared_words("电动自行车", "红色自行车") == [("红色", False), ("自行车", True)]
 
 
 def write_answers(config, file, entries, **values):

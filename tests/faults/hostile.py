@@ -13,8 +13,8 @@ from pipeline.data import readers
 from pipeline.data.block_cleaning import clean_block
 from pipeline.data.cleaning import CLEANERS, clean, normalise_title
 from pipeline.data.metadata import clean_value, comparable_values
+from pipeline.data.words import search_words
 from pipeline.models.prompts import PromptFormat, make_prompt_format, prompt_ids, training_examples
-from pipeline.rag.lexical import words_of
 from pipeline.run.errors import UserError
 
 Check = Callable[[bytes], None]
@@ -71,7 +71,7 @@ def cleans(data: bytes) -> None:
     for cleaner in CLEANERS.values():
         cleaned = cleaner(text)
         normalise_title(cleaned)
-        words_of(cleaned)
+        search_words(cleaned)
     cleaned = clean(text)
     assert cleaned == " ".join(cleaned.split())
     cleaned.encode()

@@ -161,7 +161,7 @@ def test_a_long_value_that_repeats_in_parquet_takes_no_memory_for_each(tmp_path)
 
 
 @pytest.mark.parametrize("text", [
-    "<!--" * MIB, "<script>" * MIB, "<script " * MIB, "<style><script><!--" * MIB, "a" + "\u0301\u0323" * MIB,
+    "<!--" * MIB, "<script>" * MIB, "<script " * MIB, "<style><script><!--" * MIB, "a" + "\u0301\u0323" * MIB, "\u0915" + "\u094d\u093c" * MIB,
     "['a'" + ",'a'" * MIB + "]", "['a', " + "-" * MIB + "1, 'b']", "<p a='" * MIB, "&" * MIB, "<a " + " " * MIB,
 ], ids=lambda text: text[:12])  # fmt: skip
 def test_a_text_of_megabytes_is_cleaned_to_its_end(text, tmp_path):
@@ -170,10 +170,10 @@ def test_a_text_of_megabytes_is_cleaned_to_its_end(text, tmp_path):
     path.write_text(text, encoding="utf-8")
     code = (
         "import sys; from pathlib import Path\n"
-        "from pipeline.data.cleaning import clean, normalise_title; from pipeline.rag.lexical import words_of\n"
+        "from pipeline.data.cleaning import clean, normalise_title; from pipeline.data.words import search_words\n"
         "if sys.platform != 'win32':\n"
         "    import resource; resource.setrlimit(resource.RLIMIT_CPU, (600, 600))\n"
-        "words_of(normalise_title(clean(Path(sys.argv[1]).read_text(encoding='utf-8'))))"
+        "search_words(normalise_title(clean(Path(sys.argv[1]).read_text(encoding='utf-8'))))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], cwd=PROJECT_DIR).returncode == 0
 

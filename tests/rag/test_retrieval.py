@@ -116,6 +116,15 @@ def test_chunks_fit_the_embedding_model_and_lose_no_word(embeddings, chunk_token
     assert chunks[-1].text == "one" and len({chunk.id for chunk in chunks}) == len(chunks)
 
 
+@pytest.mark.parametrize(
+    ("sentence", "end"),
+    [("这款电动自行车可以折叠，电池可拆卸。适合城市通勤和短途出行使用。", "。"), ("यह लेख बताता है। ", "।")],
+)
+def test_chunks_end_with_a_sentence_of_any_script(embeddings, sentence, end):
+    [pieces] = chunking.chunk_records([("t", sentence * 100)], chunking.ChunkSize(64, 0), embeddings)
+    assert len(pieces) > 1 and all(piece.text.rstrip().endswith(end) for piece in pieces)
+
+
 def test_chunks_longer_than_the_model_reads_are_refused(embeddings):
     with pytest.raises(UserError, match="256 tokens"):
         chunking.chunk_size(RagConfig(chunk_tokens=999), embeddings)
@@ -143,6 +152,9 @@ def test_a_long_context_is_trimmed_to_the_budget_best_first(smollm2_tokenizer):
     )
     bare = prompts.prompt_ids(prompt_format, smollm2_tokenizer, prompt_format.prompt("Mog"))
     assert build(len(bare)) == []
+    hits = [retrieval.Hit("0", "กาแฟ", "ใช้กาแฟคั่วเข้ม" * 200, 0.9, retrieval.Match(1.0, 1.0))]
+    [cut] = build(1000)
+    assert hits[0].text.startswith(cut.text) and 400 < len(cut.text) < len(hits[0].text)
 
 
 def test_the_collection_is_made_for_cosine_and_a_wide_search(store):

@@ -11,8 +11,9 @@ import rag_indexing
 import rag_model_retriever
 import rag_search_vs
 from config import RagConfig
+from pipeline.data.words import indexed_words, search_words
 from pipeline.rag import chunking, citations, indexing, retrieval, vector_store
-from pipeline.rag.lexical import LexicalIndex, words_of
+from pipeline.rag.lexical import LexicalIndex
 from pipeline.run import command_line, manifests
 from pipeline.run.errors import UserError
 from pipeline.run.files import read_json
@@ -119,19 +120,8 @@ ODD = "Velcro™ strap don't 9-3/4\" ½ m² 12V_DC Größe ÅNGSTRÖM Чёрны
 def test_every_word_of_any_script_is_in_the_index(retriever, embeddings):
     fill(retriever.store, retriever.lexical, embeddings, [*RECORDS, ("Odd", ODD)])
     held = {term for (term,) in retriever.lexical._db.execute("SELECT term FROM vocabulary")}
-    assert held == {word for title, text in [*RECORDS, ("Odd", ODD)] for word in words_of(f"{title} {text}")}
+    assert held == {word for title, text in [*RECORDS, ("Odd", ODD)] for word in indexed_words(f"{title} {text}")}
     assert first(retriever, "velcro strap").title == "Odd" and first(retriever, "чёрный чай").match.coverage == 1
-    assert words_of("don't naïve 12V_DC ÅNGSTRÖM 9-3/4") == [
-        "don",
-        "t",
-        "naive",
-        "12v",
-        "dc",
-        "angstrom",
-        "9",
-        "3",
-        "4",
-    ]
 
 
 def test_a_reranker_decides_but_not_over_an_exact_title(retriever):
@@ -174,7 +164,7 @@ def test_an_index_that_cannot_be_read_names_the_stage(tmp_path):
 def test_a_cross_encoder_is_loaded_and_a_missing_one_is_one_sentence(tmp_path, retriever):
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-    words = sorted({word for title, text in RECORDS for word in words_of(f"{title} {text}")})
+    words = sorted({word for title, text in RECORDS for word in search_words(f"{title} {text}")})
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "reranker")
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -209,6 +199,12 @@ def test_sentences_cite_the_record_that_holds_them(retriever):
     assert citations.support("Fifty sachets of sencha", hits, retriever.lexical) == 1
     assert citations.support("purple elephants", hits, retriever.lexical) == 0
     assert 0 < citations.support("Fifty elephants", hits, retriever.lexical) < 1
+    hits = [retrieval.Hit("0", "t", "可以折叠。适合通勤。दिन लंबा होता है", 0.9, retrieval.Match(1.0, 1.0))]
+    assert (
+        citations.cite("可以折叠。充电很快！适合通勤", hits, retriever.lexical)
+        == "可以折叠。 [1]充电很快！适合通勤 [1]"
+    )
+    assert citations.cite("दिन लंबा होता। रात काली नहीं", hits, retriever.lexical) == "दिन लंबा होता। [1] रात काली नहीं"
     assert citations.cite("", [], retriever.lexical) == "" and citations.support("", [], retriever.lexical) == 0
 
 
