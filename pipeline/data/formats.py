@@ -4,40 +4,26 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from pipeline.data.delimited import csv_rows
+from pipeline.data.rows import MAX_LINE_BYTES, Rows, Unreadable, excerpt, is_utf8
 from pipeline.run.errors import UserError
 
 BLOCK_ROWS = 1024
-MAX_LINE_BYTES = 8 << 20
 ROWS_OF_PARQUET = 64  # read at a time; a long value that repeats takes no place in the file, but in memory
 READ_AT_A_TIME = 1 << 18  # bytes of an array
 DEEPEST = 100  # lists and objects in one another; far more, and Python cannot hand them to another process
-SHOWN_OF_UNREADABLE = 1000  # characters of an unreadable line that are kept
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_TOKEN = 16  # characters of JSON that have no end of their own, such as a number's, or mean one thing, such as "\ud83d\ude00"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BLANKS = re.compile(r"[ \t\r\n]*")
-
-
-class Unreadable(NamedTuple):
-    """A line or row that holds no record."""
-
-    number: int
-    """Line of a text file, or position in an array or table, from 1; in a block of lines, from its start."""
-    problem: str
-    raw: str = ""
-    """Its beginning."""
-
-
-Rows = Iterator["dict[str, Any] | Unreadable"]
 
 
 def json_rows(file: io.BufferedReader) -> Rows:
@@ -58,7 +44,7 @@ def json_array_rows(path: Path, file: io.BufferedReader) -> Rows:
             yield Unreadable(number, f"{type(value).__name__} instead of an object", excerpt(text))
         elif text.count("[") + text.count("{") > DEEPEST and _nested_deeper(value, DEEPEST):
             yield Unreadable(number, "nested too deeply", excerpt(text))
-        elif not _is_utf8(text) or (_SURROGATE.search(text) and not _is_utf8(json.dumps(value, ensure_ascii=False))):
+        elif not is_utf8(text) or (_SURROGATE.search(text) and not is_utf8(json.dumps(value, ensure_ascii=False))):
             yield Unreadable(number, "invalid UTF-8", excerpt(text))
         else:
             yield value
@@ -143,63 +129,6 @@ class _ArrayText:
         )
 
 
-def csv_rows(file: io.BufferedReader) -> Rows:
-    """Yield the rows of CSV, whatever sign separates its columns."""
-    # Excel writes ; where the comma is the decimal sign, as in Brazil: the header line tells.
-    header = file.peek(4096).partition(b"\n")[0]
-    delimiter = max(",;\t", key=lambda sign: header.count(sign.encode()))
-    csv.field_size_limit(MAX_LINE_BYTES)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    lines = _Lines(text)
-    reader = csv.DictReader(lines, delimiter=delimiter)
-    while True:
-        lines.begin_row()
-        try:
-            row = next(reader)
-        except StopIteration:
-            text.detach()  # or the end of `text` would close the file
-            return
-        except csv.Error as error:
-            yield Unreadable(lines.number, f"not CSV: {error}")
-            continue
-        extra = row.pop(None, None)
-        if extra is not None or None in row.values():
-            yield Unreadable(lines.number, "another number of columns than the header", excerpt(str(row)))
-        elif not all(map(_is_utf8, row.values())):
-            yield Unreadable(lines.number, "invalid UTF-8", excerpt(str(row)))
-        else:
-            yield row
-
-
-class _Lines:
-    """The lines of a text, none of which is longer, and no row of which is, than a line may be."""
-
-    def __init__(self, text: io.TextIOWrapper) -> None:
-        self._text = text
-        self.number = self._size = 0
-
-    def begin_row(self) -> None:
-        """Let the next line be the first of a row."""
-        self._size = 0
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        line = self._text.readline(MAX_LINE_BYTES)
-        if not line:
-            raise StopIteration
-        self.number += 1
-        rest = line
-        while len(rest) == MAX_LINE_BYTES and not rest.endswith(("\n", "\r")):
-            self._size = MAX_LINE_BYTES
-            rest = self._text.readline(MAX_LINE_BYTES)
-        self._size += len(line)
-        if self._size > MAX_LINE_BYTES:
-            raise csv.Error(f"row longer than {MAX_LINE_BYTES >> 20} MiB")
-        return line
-
-
 def parquet_rows(path: Path, columns: list[str] | None) -> tuple[int, Rows]:
     """Return the number of rows of a Parquet file, and the rows."""
     import pyarrow
@@ -234,20 +163,6 @@ def _nested_deeper(value: object, depth: int) -> bool:
         if not level:
             return False
     return True
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def excerpt(raw: bytes | str) -> str:
-    """Return the beginning of what could not be read."""
-    text = raw[: 4 * SHOWN_OF_UNREADABLE].decode("utf-8", "replace") if isinstance(raw, bytes) else raw
-    return text[:SHOWN_OF_UNREADABLE].encode("utf-8", "replace").decode().rstrip("\n")
 
 
 @dataclass(frozen=True)

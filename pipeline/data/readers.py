@@ -17,15 +17,12 @@ from typing import Any, NamedTuple
 from pipeline.data.formats import (
     BLOCK_ROWS,
     BYTE_ORDER_MARK,
-    MAX_LINE_BYTES,
-    Rows,
     TableFormat,
     TextFormat,
-    Unreadable,
-    excerpt,
     format_of,
     json_rows,
 )
+from pipeline.data.rows import MAX_LINE_BYTES, Rows, Unreadable, excerpt
 from pipeline.run.errors import UserError
 
 BLOCK_BYTES = 3 << 17

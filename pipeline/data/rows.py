@@ -1,0 +1,37 @@
+"""What a reader of any format yields: rows, and what is unreadable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+MAX_LINE_BYTES = 8 << 20
+SHOWN_OF_UNREADABLE = 1000  # characters of an unreadable line that are kept
+
+
+class Unreadable(NamedTuple):
+    """A line or row that holds no record."""
+
+    number: int
+    """Line of a text file, or position in an array or table, from 1; in a block of lines, from its start."""
+    problem: str
+    raw: str = ""
+    """Its beginning."""
+
+
+Rows = Iterator["dict[str, Any] | Unreadable"]
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written as UTF-8; what was decoded from other bytes cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def excerpt(raw: bytes | str) -> str:
+    """Return the beginning of what could not be read."""
+    text = raw[: 4 * SHOWN_OF_UNREADABLE].decode("utf-8", "replace") if isinstance(raw, bytes) else raw
+    return text[:SHOWN_OF_UNREADABLE].encode("utf-8", "replace").decode().rstrip("\n")
