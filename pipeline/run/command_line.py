@@ -6,6 +6,7 @@ import argparse
 import atexit
 import contextlib
 import dataclasses
+import itertools
 import os
 import signal
 import sys
@@ -66,6 +67,7 @@ def parse(stage: StageName, description: str, options: type[Options], arguments:
     ]
     for section in SECTIONS[stage]:
         default = getattr(inherited, section)
+        refuse_repeated(section, default, arguments)
         entries.append((section, type(default), default))
     command = dataclasses.make_dataclass(
         "Command", [(name, kind, dataclasses.field(default=default)) for name, kind, default in entries], frozen=True
@@ -82,6 +84,20 @@ def parse(stage: StageName, description: str, options: type[Options], arguments:
     if config.data.input.resolve() != start.data.input.resolve() and start.started_from in PRESETS:
         config = recipe.claim_name_of(config.data.input, config)
     return config, parsed.options
+
+
+def refuse_repeated(section: str, settings: Any, arguments: list[str]) -> None:
+    """Raise a UsageError if what seems to add up, such as files or names, is given twice: the last alone would be read."""
+    given = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
+    for field in dataclasses.fields(settings):
+        option = f"--{section}.{field.name}".replace("_", "-")
+        if given.count(option) > 1 and isinstance(getattr(settings, field.name), tuple):
+            raise UsageError(f"{option} is given twice. Give it once, with all its values: {option} A B.")
+    if section == "data" and "--data.input" in given:
+        following = arguments[given.index("--data.input") + 1 :]
+        files = list(itertools.takewhile(lambda argument: not argument.startswith("--"), following))
+        if given.count("--data.input") > 1 or len(files) > 1:
+            raise UsageError("--data.input names several files. Stage 1 reads one: join them, and name the result.")
 
 
 def inherit(stage: StageName, config: Config) -> Config:

@@ -14,6 +14,7 @@ from scripts import command
 
 from config import PRESETS, SECTIONS, STAGES, DataConfig
 from pipeline.run import command_line
+from pipeline.run.errors import UsageError
 from pipeline.run.run_folder import RunFolder, shell_line
 
 
@@ -173,3 +174,15 @@ def test_a_command_can_be_pasted_into_a_shell():
         ["sh", "-c", "printf '%s\\0' " + shell_line(parts)], capture_output=True, text=True, encoding="utf-8"
     )
     assert done.stdout.split("\0")[:-1] == parts
+
+
+@pytest.mark.parametrize(("stage", "arguments", "sentence"), [
+    ("process_data", ["--data.input", "a.csv", "--data.input=b.csv"], "--data.input names several files. Stage 1 reads one"),
+    ("process_data", ["--data.input", "a.csv", "b.csv", "--data.no-deduplicate"], "--data.input names several files."),
+    ("process_data", ["--data.metadata", "a", "--data.metadata", "b"], "Give it once, with all its values: --data.metadata A B."),
+    ("fine_tuning", ["--lora.target-modules", "a", "--lora.target_modules", "b"], "--lora.target-modules is given twice."),
+])  # fmt: skip
+def test_what_seems_to_add_up_is_not_given_twice(stage, arguments, sentence):
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        command_line.parse(stage, "", command_line.NoOptions, arguments)
+    command_line.parse(stage, "", command_line.NoOptions, arguments[:2])
