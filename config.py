@@ -7,6 +7,7 @@ other scripts there are.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from dataclasses import dataclass, field, fields, replace
@@ -48,6 +49,14 @@ class Range(NamedTuple):
     """The greatest value."""
 
 
+def _is_encoding(name: str) -> bool:
+    try:
+        "a".encode("utf-8" if name == "auto" else name)
+    except (LookupError, ValueError):
+        return False
+    return True
+
+
 _MANY = 10**9
 _SMALLEST = 1e-9  # of what must be above 0
 _SEEDS = Range(0, 2**31 - 1)
@@ -74,7 +83,10 @@ _MODEL_RULE = "a folder, or the name of a model, and no URL; a token goes into t
 _PLACES = {
     "preset": (_NO_URL, "a preset, or the path of a recipe on this machine, and no URL"),
     "output_dir": (_NO_URL, "a folder on this machine, and no URL"),
-    "data.input": (_NO_URL, "a file on this machine, and no URL: download what is there"),
+    "data.input": (
+        _NO_URL,
+        "a file on this machine, and no URL: download what is there (curl -LO), and name that file",
+    ),
     "gguf.converter": (_NO_URL, "a folder on this machine, and no URL"),
     "model.name": (_NO_URL, _MODEL_RULE),
     "rag.embedding_model": (_NO_URL, _MODEL_RULE),
@@ -113,7 +125,13 @@ class DataConfig:
     """The raw records and how they are cleaned (stage 1)."""
 
     input: Path = PROJECT_DIR / "data" / "trn_sample.json"
-    """JSON Lines, JSON array, CSV or Parquet; .gz is decompressed on the way."""
+    """JSON Lines, JSON array, CSV or Parquet, plain or gzip."""
+    encoding: str = "auto"
+    """What the text is stored in, such as utf-8, utf-16 or windows-1252; auto finds it."""
+    separator: str = "auto"
+    """Sign between two columns of CSV, or `tab`; auto finds it."""
+    header_line: Annotated[int | None, Range(1, _MANY)] = None
+    """Line of CSV that names the columns, from 1; None finds it."""
     read_title_from: str = "title"
     """Key of the title or question in the raw records."""
     read_content_from: str = "content"
@@ -141,6 +159,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require_ranges("data.", self)
         require_place("data.input", self.input)
+        with contextlib.suppress(RuntimeError):  # a user that does not exist
+            # No shell replaces ~ after = or in a recipe.
+            object.__setattr__(self, "input", self.input.expanduser())
+        _require(_is_encoding(self.encoding), "data.encoding", "auto, utf-8, windows-1252 or the like", self.encoding)
+        usable = self.separator in ("auto", "tab") or (len(self.separator) == 1 and self.separator not in '"\r\n')
+        _require(usable, "data.separator", "auto, tab, or one sign that is no quote", self.separator)
         held_out = self.validation_fraction + self.test_fraction
         _require(held_out < 1, "data.validation_fraction + data.test_fraction", "less than 1", held_out)
         _require(

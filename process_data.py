@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 from tqdm import tqdm
 
 from config import Config, DataConfig
-from pipeline.data import readers
+from pipeline.data import opening, readers
 from pipeline.data.block_cleaning import BlockSummary, clean_blocks
 from pipeline.data.duplicates import DistinctCount, SeenHashes
+from pipeline.data.readers import Block
 from pipeline.data.records import SPLITS
-from pipeline.data.rows import Unreadable
+from pipeline.data.rows import Suspect, Unreadable
 from pipeline.run import files, manifests, run_folder
 from pipeline.run.command_line import run_stage
 from pipeline.run.errors import UserError
+from pipeline.run.run_folder import shell_line
 
 REASONS = ("empty title", "empty content", "too short", "duplicate", "unreadable")
 MEMORISATION_SHARE = 0.5  # above this share of repeated pairs, a model learns them by heart
@@ -36,13 +39,16 @@ def run(config: Config) -> Path:
     """Clean the records of config.data.input into trn_processed.json and return its path."""
     source, target, data = config.data.input, config.run_dir / run_folder.PROCESSED, config.data
     size = readers.input_size(source)
+    recognised = recognise(data)
+    if told := recognised.sentence():
+        print(told, flush=True)
     with manifests.stage_manifest(config, "process_data", [source], [target.name]) as metrics:
         with (
             files.atomic_path(target) as temporary,
             files.atomic_write(config.run_dir / run_folder.REJECTED, "wb") as rejected,
             tqdm(total=size, unit="B", unit_scale=True, desc="Cleaning", dynamic_ncols=True) as bar,
         ):
-            census, lines = Census(data, size), readers.LineCounter(source)
+            census, lines = Census(data, size), readers.LineCounter(source, recognised.encoding)
 
             def note(block: BlockSummary) -> list[int]:
                 bar.update(block.stored_bytes)
@@ -52,14 +58,26 @@ def run(config: Config) -> Path:
                 return census.add(block)
 
             temporary.touch()
-            blocks = readers.blocks(source, data.read_title_from, data.read_content_from, data.metadata)
+            blocks = readers.blocks(source, data.read_title_from, data.read_content_from, data.metadata, recognised)
+            blocks = census.with_suspects(blocks)
             clean_blocks(blocks, data, temporary, data.processes or default_processes(size), note)
-            check_any_record(source, data, census)
+            check_any_record(recognised, data, census)
             # What reads the records takes their keys and splits from the manifest.
             manifests.withdraw_manifest(run_folder.RunFolder.of(config), "process_data")
         metrics.update(census.as_metrics())
     print_census(census, data)
     return target
+
+
+def recognise(data: DataConfig) -> readers.Recognised:
+    """Return how the input is to be read."""
+    return readers.recognise(
+        data.input,
+        (data.read_title_from, data.read_content_from, *data.metadata),
+        None if data.encoding == "auto" else opening.canonical_encoding(data.encoding),
+        {"auto": None, "tab": "\t"}.get(data.separator, data.separator),
+        data.header_line,
+    )
 
 
 def default_processes(size: int) -> int:
@@ -70,32 +88,40 @@ def default_processes(size: int) -> int:
     return min(cores, MOST_PROCESSES)
 
 
-def check_any_record(source: Path, data: DataConfig, census: Census) -> None:
+def check_any_record(recognised: readers.Recognised, data: DataConfig, census: Census) -> None:
     """Raise a UserError that says what is wrong with the input if nothing of it, or of a field, could be used."""
+    source = data.input
     if census.written:
-        check_every_field(source, data, census)
+        check_every_field(recognised, data, census)
         return
     if census.records == 0:
         raise UserError(f"{source} holds no record.")
     if census.rejected["unreadable"] == census.records:
         raise UserError(f"{source}: not one record could be read; {census.first_problem}.")
     wanted = {data.read_title_from: "--data.read-title-from", data.read_content_from: "--data.read-content-from"}
-    names = readers.field_names(source)
+    names = readers.field_names(source, recognised=recognised)
     for key, option in wanted.items():
         if key not in names:
             found = ", ".join(names[:12])
-            raise UserError(f"{source}: no record has a field {key!r}; it has {found}. Name it with {option}.")
-    counts = ", ".join(f"{count} {reason}" for reason, count in census.rejected.items() if count)
+            meant = [name for name in names if name.strip().casefold() == key.strip().casefold()]
+            command = shell_line([option, *meant[:1]])
+            raise UserError(f"{source}: no record has a field {key!r}; it has {found}. Name it with {command}.")
+    least = f": --data.min-content-chars {data.min_content_chars}"
+    counts = ", ".join(
+        f"{count} {reason}{least if reason == 'too short' else ''}"
+        for reason, count in census.rejected.items()
+        if count
+    )
     raise UserError(f"{source}: all {census.records} records were rejected ({counts}).")
 
 
-def check_every_field(source: Path, data: DataConfig, census: Census) -> None:
+def check_every_field(recognised: readers.Recognised, data: DataConfig, census: Census) -> None:
     """Raise a UserError if no record has a value in one of the fields of the metadata."""
     for name in data.metadata:
         if not census.fields[name]:
-            found = ", ".join(readers.field_names(source)[:12])
+            found = ", ".join(readers.field_names(data.input, recognised=recognised)[:12])
             raise UserError(
-                f"{source}: no record has a text, a number, a boolean or a list of them in a field {name!r} "
+                f"{data.input}: no record has a text, a number, a boolean or a list of them in a field {name!r} "
                 f"(--data.metadata); the fields are {found}."
             )
 
@@ -104,13 +130,14 @@ def print_census(census: Census, data: DataConfig) -> None:
     """Print how many records were kept, why others were not, and how much of the data repeats."""
     width = max(len(f"{census.records:,}"), 7)
 
-    def line(name: str, count: int, about: bool = False) -> None:
-        print(f"{name:<22}{count:>{width},}{' (about)' if about else ''}")
+    def line(name: str, count: int, about: bool = False, setting: str = "") -> None:
+        print(f"{name:<22}{count:>{width},}{' (about)' if about else ''}{setting}")
 
     print()
     line("records read", census.records)
     for reason in REASONS:
-        line(f"  - {reason}", census.rejected[reason])
+        setting = f"  (--data.min-content-chars {data.min_content_chars})" if reason == "too short" else ""
+        line(f"  - {reason}", census.rejected[reason], setting=setting)
     line("records written", census.written)
     for split in SPLITS:
         line(f"  of them {split}", census.splits[split])
@@ -122,6 +149,13 @@ def print_census(census: Census, data: DataConfig) -> None:
     line("contents that repeat", contents.total - contents.distinct, not contents.exact)
     if census.rejected["unreadable"]:
         print("Unreadable records are listed in rejected.jsonl; the first is " + census.first_problem + ".")
+    if census.suspects:
+        worst = census.worst_suspect
+        lines = f"lines {worst.number:,} to {worst.number + worst.lines - 1:,} hold {worst.rows:,}"
+        print(
+            f"\nWarning: {census.suspects:,} records of several lines hold lines that would be rows by themselves; {lines}. "
+            "Where texts have no line breaks, a stray quote has swallowed them: mend it in the file."
+        )
     if pairs.distinct < MEMORISATION_SHARE * pairs.total:
         print(
             f"\nWarning: these {pairs.total:,} records hold only {pairs.distinct:,} distinct pairs. A model trained on "
@@ -144,6 +178,8 @@ class Census:
         self.fields: Counter[str] = Counter()
         self._splits: Counter[int] = Counter()
         self.first_problem = ""
+        self.suspects = 0
+        self.worst_suspect = Suspect(0, 0, 0)
         self.titles, self.contents, self.pairs = DistinctCount(), DistinctCount(), DistinctCount()
         self._input_size = input_size
         self._deduplicate = data.deduplicate
@@ -169,6 +205,13 @@ class Census:
             self.fields[name] += sum(held) - sum(held[position] for position in repeated)
         return repeated
 
+    def with_suspects(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """Yield blocks, and note which of their records may have swallowed rows."""
+        for block in blocks:
+            self.suspects += len(block.suspects)
+            self.worst_suspect = max([self.worst_suspect, *block.suspects], key=lambda suspect: suspect.rows)
+            yield block
+
     def reject_unreadable(self, unreadable: Unreadable, file: IO[bytes]) -> None:
         """Count what could not be read and note it in rejected.jsonl."""
         import msgspec
@@ -176,6 +219,8 @@ class Census:
         self.rejected["unreadable"] += 1
         self.first_problem = self.first_problem or f"record {unreadable.number}: {unreadable.problem}"
         note = {"line": unreadable.number, "problem": unreadable.problem, "raw": unreadable.raw}
+        if unreadable.lines > 1:
+            note["lines"] = unreadable.lines
         file.write(msgspec.json.encode(note) + b"\n")
 
     @property
@@ -196,6 +241,7 @@ class Census:
             "records_written": self.written,
             "rejected": {reason: self.rejected[reason] for reason in REASONS},
             "splits": self.splits,
+            "records_that_hold_rows": self.suspects,
             "metadata": dict(self.fields),
             "distinct_titles": self.titles.distinct,
             "distinct_contents": self.contents.distinct,

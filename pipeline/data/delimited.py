@@ -1,65 +1,373 @@
-"""The rows of delimited text: CSV, TSV and their like."""
+"""The rows of delimited text: CSV, TSV and their like, as the programs of this world write them.
+
+Every line of a file belongs to a row, to what is told as unreadable, or is blank. A quote that is never closed, or closed
+by a stray one, must not swallow the rows after it: they are read from the line after it.
+"""
 
 from __future__ import annotations
 
+import collections
 import csv
 import io
+import itertools
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from pipeline.data.rows import MAX_LINE_BYTES, Rows, Unreadable, excerpt, is_utf8
+from pipeline.data import opening
+from pipeline.data.rows import MAX_LINE_BYTES, Rows, Suspect, Unreadable, excerpt, is_utf8
+
+SEPARATORS = ",;\t|"
+TOO_LONG = f"row longer than {MAX_LINE_BYTES >> 20} MiB"
+UNCLOSED = "unclosed quote"
+STRAY = "stray quote"
+OTHER_WIDTH = "another number of columns than the header"
+EXAMINED_CHARACTERS = 1 << 18
+HEADER_WITHIN = 20  # lines; a report has its title, its date and the like above
+LINES_AT_ONCE = 50  # a stray quote has them read in vain
+_READ_AT_A_TIME = 1 << 18  # characters
+_ESCAPE = re.compile(r'\\(["\\]|\Z)')  # MySQL writes a backslash before the end of a line, too
+_ESCAPED_QUOTE = "\ufdd0"  # stands for it while a row is divided; no text has it, since Unicode has no such character
 
 
-def csv_rows(file: io.BufferedReader) -> Rows:
-    """Yield the rows of CSV, whatever sign separates its columns."""
-    # Excel writes ; where the comma is the decimal sign, as in Brazil: the header line tells.
-    header = file.peek(4096).partition(b"\n")[0]
-    delimiter = max(",;\t", key=lambda sign: header.count(sign.encode()))
-    csv.field_size_limit(MAX_LINE_BYTES)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    lines = _Lines(text)
-    reader = csv.DictReader(lines, delimiter=delimiter)
-    while True:
-        lines.begin_row()
-        try:
-            row = next(reader)
-        except StopIteration:
-            text.detach()  # or the end of `text` would close the file
-            return
-        except csv.Error as error:
-            yield Unreadable(lines.number, f"not CSV: {error}")
-            continue
-        extra = row.pop(None, None)
-        if extra is not None or None in row.values():
-            yield Unreadable(lines.number, "another number of columns than the header", excerpt(str(row)))
-        elif not all(map(is_utf8, row.values())):
-            yield Unreadable(lines.number, "invalid UTF-8", excerpt(str(row)))
-        else:
-            yield row
+@dataclass(frozen=True)
+class Dialect:
+    """How a file writes its rows."""
+
+    separator: str
+    """The sign between two columns."""
+    header_line: int = 1
+    """Line that names the columns, from 1; those before it hold no rows."""
+    backslash: bool = False
+    r"""Whether a quote within quotes is written \", as MySQL and Spark do, and not doubled."""
+
+
+def name_of(separator: str) -> str:
+    """Return how a separator is told, and how --data.separator takes it."""
+    return "tab" if separator == "\t" else repr(separator)
+
+
+def beginning(path: Path, encoding: str) -> str:
+    """Return the first lines of a file."""
+    stored, file = opening.open_text(path, encoding)
+    with stored:
+        return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape").read(EXAMINED_CHARACTERS)
+
+
+def recognise_dialect(
+    text: str, wanted: Collection[str], separator: str | None = None, header_line: int | None = None
+) -> Dialect:
+    r"""Return the dialect that the beginning of a file tells.
+
+    The header is the line, among the first, that has the wanted names, or else the first line of several columns.
+
+    Args:
+        text: lines that end with \n.
+        wanted: names of columns, whose case does not matter here; none if they are not known.
+        separator: the sign between two columns; None finds it.
+        header_line: line of the header, from 1; None finds it.
+    """
+    lines = text.split("\n")
+    # Excel's own way to say it.
+    told = re.fullmatch(r'"?sep=(.)"?', lines[0], re.IGNORECASE)
+    signs = separator or (told[1] if told else SEPARATORS)
+    first = header_line or (2 if told else 1)
+    last = header_line or first + HEADER_WITHIN
+    candidates = [(number, line) for number, line in enumerate(lines, 1) if first <= number <= last and line.strip()]
+    names = {name.strip().casefold() for name in wanted}
+
+    def found() -> tuple[int, str]:
+        for number, line in candidates if names else []:
+            for sign in signs:
+                if names <= {name.casefold() for name in _names(_divided(line, _rules(sign)) or line.split(sign))}:
+                    return number, sign
+        # Excel writes ; where the comma is the decimal sign, as in Brazil.
+        for number, line in candidates:
+            if possible := [sign for sign in signs if sign in line]:
+                rows = [row for row in lines[number : number + HEADER_WITHIN] if row]
+                widths = {sign: line.count(sign) for sign in possible}
+                fitting = {sign: sum(row.count(sign) == widths[sign] for row in rows) for sign in possible}
+                return number, max(possible, key=lambda sign: (fitting[sign], widths[sign]))
+        return candidates[0][0] if candidates else first, signs[0]
+
+    number, sign = found()
+    return Dialect(sign, number, _escapes_with_backslash(lines[number:], sign))
+
+
+def _escapes_with_backslash(lines: Sequence[str], separator: str) -> bool:
+    """Return whether more of the lines are rows with the backslash as an escape than without."""
+    balance, rules = 0, _rules(separator)
+    for line in lines:
+        if '\\"' in line:
+            balance += _divided(_unescaped(line), rules) is not None
+            balance -= _divided(line, rules) is not None
+    return balance > 0
+
+
+def _unescaped(line: str) -> str:
+    return _ESCAPE.sub(lambda sign: _ESCAPED_QUOTE if sign[1] == '"' else sign[1], line)
+
+
+def _rules(separator: str) -> Any:
+    """Return the rules of RFC 4180 with this separator, ready to be used, which is faster than to name them each time."""
+    return csv.reader((), delimiter=separator, strict=True).dialect
+
+
+def _divided(text: str, rules: Any) -> list[str] | None:
+    """Return the columns of a row; None if its quotes are not closed, or are closed and followed by more."""
+    try:
+        return next(csv.reader((text,), rules), [])
+    except csv.Error:
+        return None
+
+
+def _names(header: Sequence[str]) -> list[str]:
+    names = [name.strip() for name in header]
+    while names and not names[-1]:
+        names.pop()
+    return names
+
+
+def _is_quoted(column: str) -> bool:
+    return len(column) > 1 and column[0] == column[-1] == '"'
+
+
+def rows(file: io.BufferedReader, dialect: Dialect, encoding: str) -> Rows:
+    """Yield the rows of delimited text, and a Suspect after each that holds lines which would be rows by themselves.
+
+    Args:
+        file: UTF-8; bytes that are not are damage.
+        dialect: how the rows are written.
+        encoding: what the file is stored in, to name damage.
+    """
+    csv.field_size_limit(2 * MAX_LINE_BYTES)
+    lines = _Lines(file)
+    for _ in range(dialect.header_line - 1):
+        lines.take()
+    yield from _Parser(lines, dialect).rows(f"invalid {opening.label_of(encoding)}")
+    lines.detach()
 
 
 class _Lines:
-    """The lines of a text, none of which is longer, and no row of which is, than a line may be."""
+    """The lines of a text without their ends, some of which may be given back."""
 
-    def __init__(self, text: io.TextIOWrapper) -> None:
-        self._text = text
-        self.number = self._size = 0
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
+        self._rest: str | None = ""  # what was read of the next line, None at the end of the file
+        self.waiting: collections.deque[str] = collections.deque()
+        self.number = 0
+        """Of the line that was taken last, from 1."""
+        self.damaged = False
+        """Whether anything so far is not UTF-8."""
 
-    def begin_row(self) -> None:
-        """Let the next line be the first of a row."""
-        self._size = 0
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        line = self._text.readline(MAX_LINE_BYTES)
-        if not line:
-            raise StopIteration
+    def take(self) -> str | None:
+        """Return the next line, None after the last; of one that is too long only so much that this can be seen."""
+        if not self.waiting and not self.fill():
+            return None
         self.number += 1
-        rest = line
-        while len(rest) == MAX_LINE_BYTES and not rest.endswith(("\n", "\r")):
-            self._size = MAX_LINE_BYTES
-            rest = self._text.readline(MAX_LINE_BYTES)
-        self._size += len(line)
-        if self._size > MAX_LINE_BYTES:
-            raise csv.Error(f"row longer than {MAX_LINE_BYTES >> 20} MiB")
-        return line
+        return self.waiting.popleft()
+
+    def skip(self, lines: int) -> None:
+        """Take lines that wait."""
+        self.number += lines
+        for _ in range(lines):
+            self.waiting.popleft()
+
+    def give_back(self, lines: Sequence[str]) -> None:
+        """Let lines that were taken last be the next ones."""
+        self.waiting.extendleft(reversed(lines))
+        self.number -= len(lines)
+
+    def fill(self) -> bool:
+        """Read until a line waits; return whether one does."""
+        parts, size = [self._rest or ""], 0
+        while self._rest is not None and not self.waiting:
+            text = self._text.read(_READ_AT_A_TIME)
+            self.damaged = self.damaged or not is_utf8(text)
+            first, *others = text.split("\n")
+            if size <= MAX_LINE_BYTES:
+                parts.append(first)
+                size += len(first)
+            if others:
+                *whole, self._rest = ["".join(parts), *others]
+                self.waiting.extend(whole)
+            elif not text:
+                self._rest = None
+                self.waiting.extend(filter(None, ["".join(parts)]))
+        return bool(self.waiting)
+
+    def detach(self) -> None:
+        """Leave the file open, which the end of its text would close."""
+        self._text.detach()
+
+
+class _Record(NamedTuple):
+    """What begins with a line."""
+
+    values: list[str] | None
+    """Those of its columns; None if it cannot be read."""
+    further: Sequence[str] = ()
+    """Its lines after the first, which were taken."""
+    problem: str = ""
+
+
+class _Parser:
+    """Divides lines into rows."""
+
+    def __init__(self, lines: _Lines, dialect: Dialect) -> None:
+        self._lines, self._separator, self._backslash = lines, dialect.separator, dialect.backslash
+        self._rules = _rules(dialect.separator)
+        sign = re.escape(dialect.separator)
+        self._column = re.compile(rf'"((?:[^"]|"(?!{sign}|\Z))*+)"(?={sign}|\Z)|([^{sign}]*)')
+        # Programs that write tabs often quote nothing.
+        self._quotes_are_text = dialect.separator == "\t"
+        self._width = 0  # any, until the header is known
+        header = lines.take() or ""
+        columns = header.split(self._separator)
+        if all(map(_is_quoted, columns)):
+            self._quotes_are_text = False
+        self._names = _names(self._record(header).values or columns)
+        self._width = len(self._names)
+
+    def rows(self, damage: str) -> Rows:
+        """Yield what comes after the header; what holds damage is told as such."""
+        lines, names, separator, width = self._lines, self._names, self._separator, self._width
+        waiting = lines.waiting
+        values: list[str] | None
+        further: Sequence[str]
+        simple = not self._backslash and not self._quotes_are_text  # as most files are
+        while waiting or lines.fill():
+            line = waiting.popleft()
+            lines.number = number = lines.number + 1
+            if not line:
+                continue
+            if len(line) > MAX_LINE_BYTES:
+                yield Unreadable(number, TOO_LONG, excerpt(line))
+                continue
+            if '"' in line:
+                values, further, problem = (simple and self._at_once(line)) or self._record(line)
+            else:
+                values, further, problem = line.split(separator), (), OTHER_WIDTH
+                if len(values) != width:
+                    values = self._fitted(values)
+            if lines.damaged and not is_utf8("".join([line, *further])):
+                values, problem = None, damage
+            if values is None:
+                yield Unreadable(number, problem, excerpt("\n".join([line, *further])), 1 + len(further))
+                continue
+            yield dict(zip(names, values))  # noqa: B905 - they are as many
+            if len(further) > 1 and (swallowed := self._rows_in(further[:-1])):
+                yield Suspect(number, 1 + len(further), swallowed)
+
+    def _fitted(self, values: list[str] | None) -> list[str] | None:
+        """Return as many values as the header has names, None if there are others; empty ones at the end do not count."""
+        if not self._width or values is None:
+            return values
+        if len(values) < self._width or any(values[self._width :]):
+            return None
+        return values[: self._width]
+
+    def _rows_in(self, lines: Sequence[str]) -> int:
+        """Return how many lines would be rows by themselves."""
+        least = self._width - 1
+        return sum(self._is_row(line) for line in lines if line.count(self._separator) >= least)
+
+    def _is_row(self, line: str) -> bool:
+        """Return whether a line would be a row by itself."""
+        if '"' not in line or self._quotes_are_text:
+            return self._fitted(line.split(self._separator)) is not None
+        return self._fitted(_divided(_unescaped(line) if self._backslash else line, self._rules)) is not None
+
+    def _at_once(self, line: str) -> tuple[list[str], Sequence[str], str] | None:
+        """Return what _record does for most records: as many lines as the number of their quotes tells, well formed."""
+        further: Sequence[str] = ()
+        if line.count('"') % 2:
+            further = []
+            for following in itertools.islice(self._lines.waiting, LINES_AT_ONCE):
+                further.append(following)
+                if following.count('"') % 2:
+                    break
+            line = "\n".join([line, *further])
+        values = _divided(line, self._rules)
+        if values is None or len(values) != self._width:
+            return None
+        self._lines.skip(len(further))
+        return values, further, ""
+
+    def _record(self, line: str) -> _Record:
+        """Read the record that begins with a line with a quote; what does not belong to it is left for the next."""
+        found = self._quoted(line, self._backslash)
+        if found.values is None:
+            other = self._quoted(line, not self._backslash)
+            found = found if other.values is None else other
+        if found.values is None and (found.problem == STRAY or self._quotes_are_text):
+            values = self._with_stray_quotes(line)
+            found = found if values is None else _Record(values)
+        if found.values is None:
+            self._lines.skip(len(found.further))
+        return found
+
+    def _quoted(self, line: str, backslash: bool) -> _Record:
+        """Read the record that begins with a line by the rules of quoting; take its further lines if it can be read."""
+        read = _unescaped if backslash else str
+        further: list[str] = []
+        problem = STRAY
+
+        def texts() -> Iterator[str]:
+            nonlocal problem
+            yield read(line) + "\n"
+            problem = UNCLOSED
+            size, turns = len(line), 0
+            while (following := self._lines.take()) is not None:
+                further.append(following)
+                text = read(following)
+                size += 1 + len(text)
+                # A row has no more quotes that are not doubled; so what is read in vain is read a few times at most.
+                turns += '"' in text and '"' in text.replace('""', "")
+                if size > MAX_LINE_BYTES:
+                    problem = TOO_LONG
+                if size > MAX_LINE_BYTES or turns > 2 * self._width > 0:
+                    return
+                yield text + "\n"
+
+        try:
+            values = next(csv.reader(texts(), self._rules))
+        except csv.Error:
+            self._lines.give_back(further)
+            return _Record(None, (), problem)
+        fitted = self._fitted(values if further else self._literal(line, values))
+        if fitted is not None and not (self._quotes_are_text and self._holds_rows(line, further)):
+            return _Record([value.replace(_ESCAPED_QUOTE, '"') for value in fitted] if backslash else fitted, further)
+        self._lines.give_back(further)
+        return _Record(None, (), UNCLOSED) if self._holds_rows(line, further) else _Record(None, further, OTHER_WIDTH)
+
+    def _literal(self, line: str, values: list[str]) -> list[str]:
+        """Return the columns of a row with their quotes where these are text and not needed: no sign within makes them so."""
+        if self._quotes_are_text and '""' not in line:
+            columns = line.split(self._separator)
+            if len(columns) == len(values) and not all(map(_is_quoted, columns)):
+                return columns
+        return values
+
+    def _holds_rows(self, line: str, further: Sequence[str]) -> bool:
+        """Return whether a record holds lines that would be rows by themselves, or consists of two."""
+        if not further:
+            return False
+        inner = [line for line in further[:-1] if '"' not in line or not self._quotes_are_text]
+        return self._rows_in(inner) > 0 or (self._is_row(line) and self._is_row(further[-1]))
+
+    def _with_stray_quotes(self, line: str) -> list[str] | None:
+        """Return the columns of a line where a quote closes only before a separator or the end, or else where all are text."""
+        columns: list[str] = []
+        place = 0
+        while not columns or place <= len(line):
+            column = self._column.match(line, place)
+            assert column is not None  # an empty one matches, too
+            columns.append(column[2] if column[1] is None else column[1].replace('""', '"'))
+            place = column.end() + 1
+        literal = line.split(self._separator)
+        first, second = (literal, columns) if self._quotes_are_text else (columns, literal)
+        fitted = self._fitted(first)
+        return self._fitted(second) if fitted is None else fitted

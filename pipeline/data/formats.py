@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.delimited import csv_rows
+from pipeline.data import opening
 from pipeline.data.rows import MAX_LINE_BYTES, Rows, Unreadable, excerpt, is_utf8
 from pipeline.run.errors import UserError
 
@@ -21,6 +21,7 @@ ROWS_OF_PARQUET = 64  # read at a time; a long value that repeats takes no place
 READ_AT_A_TIME = 1 << 18  # bytes of an array
 DEEPEST = 100  # lists and objects in one another; far more, and Python cannot hand them to another process
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PARQUET_MARK = b"PAR1"
 _LONGEST_TOKEN = 16  # characters of JSON that have no end of their own, such as a number's, or mean one thing, such as "\ud83d\ude00"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BLANKS = re.compile(r"[ \t\r\n]*")
@@ -167,12 +168,17 @@ def _nested_deeper(value: object, depth: int) -> bool:
 
 @dataclass(frozen=True)
 class TextFormat:
-    """A format of texts, which may be compressed with gzip."""
+    """A format of UTF-8, which may be compressed with gzip."""
 
     rows: Callable[[Path, io.BufferedReader], Rows]
     """Yields the rows of a file of this path, from its decompressed bytes."""
     may_be_lines: bool = False
     """Whether a file that does not begin with [ is JSON Lines, which are read in blocks of lines instead."""
+
+
+@dataclass(frozen=True)
+class DelimitedFormat:
+    """Delimited text, whose encoding and signs are recognised first: pipeline/data/delimited.py."""
 
 
 @dataclass(frozen=True)
@@ -184,21 +190,29 @@ class TableFormat:
 
 
 JSON = TextFormat(json_array_rows, may_be_lines=True)
-CSV = TextFormat(lambda _, file: csv_rows(file))
+DELIMITED = DelimitedFormat()
 PARQUET = TableFormat(parquet_rows)
-FORMATS: dict[str, TextFormat | TableFormat] = {
+Format = TextFormat | DelimitedFormat | TableFormat
+FORMATS: dict[str, Format] = {
     ".json": JSON,
     ".jsonl": JSON,
     ".ndjson": JSON,
-    ".csv": CSV,
-    ".tsv": CSV,
+    ".csv": DELIMITED,
+    ".tsv": DELIMITED,
     ".parquet": PARQUET,
     ".pq": PARQUET,
 }
 
 
-def format_of(path: Path) -> TextFormat | TableFormat:
-    """Return the format that the ending of a file names, .gz left out; a UserError if there is no such format."""
+def format_of(path: Path) -> Format:
+    """Return the format of a file: Parquet by its first bytes, others by the ending, .gz left out.
+
+    Raises:
+        UserError: there is no such format, or the file is what another program writes.
+    """
+    opening.refuse_other_programs(path)
+    if opening.first_bytes(path).startswith(PARQUET_MARK):
+        return PARQUET
     compressed = path.suffix.lower() == ".gz"
     suffix = (path.with_suffix("") if compressed else path).suffix.lower()
     if suffix not in FORMATS:

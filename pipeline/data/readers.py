@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import functools
 import gzip
 import io
 import itertools
+import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.data import delimited, opening
 from pipeline.data.formats import (
     BLOCK_ROWS,
     BYTE_ORDER_MARK,
+    DelimitedFormat,
+    Format,
     TableFormat,
     TextFormat,
     format_of,
     json_rows,
 )
-from pipeline.data.rows import MAX_LINE_BYTES, Rows, Unreadable, excerpt
+from pipeline.data.rows import MAX_LINE_BYTES, Rows, Suspect, Unreadable, excerpt
 from pipeline.run.errors import UserError
 
 BLOCK_BYTES = 3 << 17
+_READ_ONCE = "cannot be read twice, as stage 1 does: write it to a file first, and name that with --data.input."
+_HUB_ID = re.compile(r"[\w.-]+/[\w-]+")  # without an ending
 TOO_LONG = f"line longer than {MAX_LINE_BYTES >> 20} MiB"
 
 
@@ -59,6 +64,8 @@ class Block:
     lines: bytes | None = None
     """Its lines, if they cannot be read from the file."""
     parsed: tuple[Record | Unreadable, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
+    """Which of its records may have swallowed others."""
 
     def read(self, title_key: str, content_key: str, metadata: tuple[str, ...] = ()) -> Contents:
         """Return what the block holds."""
@@ -75,59 +82,141 @@ class Block:
         return _parse_lines(lines, title_key, content_key, metadata)
 
 
+@dataclass(frozen=True)
+class Recognised:
+    """How a file is read: what its name, its first bytes and its first lines tell, or the settings."""
+
+    format: Format
+    encoding: str = opening.UTF8
+    dialect: delimited.Dialect | None = None
+    """Of delimited text."""
+
+    def sentence(self) -> str:
+        """Return what was recognised and which settings say otherwise; empty where there is nothing to tell."""
+        encoding = opening.label_of(self.encoding)
+        if self.dialect is None:
+            return "" if self.encoding == opening.UTF8 else f"Read as {encoding} (--data.encoding)."
+        escapes = ', quotes escaped as \\"' if self.dialect.backslash else ""
+        return (
+            f"Read as {encoding}, columns separated by {delimited.name_of(self.dialect.separator)}, header in line "
+            f"{self.dialect.header_line}{escapes} (--data.encoding, --data.separator, --data.header-line)."
+        )
+
+
 def input_size(path: Path) -> int:
     """Return the size of the input in bytes, after checking that there is something to read."""
     if not path.exists():
-        raise UserError(
-            f"{path} does not exist. Name your file with --data.input; data/README.md says where dumps are."
-        )
+        raise UserError(_where_it_may_be(path))
     if path.is_dir():
         raise UserError(f"{path} is a folder. Name a file with --data.input.")
+    if not path.is_file():
+        raise UserError(f"{path} {_READ_ONCE}")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty.")
     format_of(path)
     return path.stat().st_size
 
 
-def blocks(path: Path, title_key: str, content_key: str, metadata: tuple[str, ...] = ()) -> Iterator[Block]:
+def _where_it_may_be(path: Path) -> str:
+    """Return what may be meant by the name of a file that does not exist, and what can be done."""
+    text = path.as_posix()
+    if text == "-":
+        return f"Standard input {_READ_ONCE}"
+    if set(text) & set("*?["):
+        return f"{path} does not exist. Stage 1 reads one file: join those that are meant, and name the result with --data.input."
+    if _HUB_ID.fullmatch(text):
+        name = text.rpartition("/")[2] + ".jsonl"
+        return (
+            f"{path} does not exist. If it is a data set of the Hugging Face hub, export it with python -c "
+            f"\"from datasets import load_dataset; load_dataset('{text}', split='train').to_json('{name}')\" and give "
+            f"--data.input {name}."
+        )
+    return f"{path} does not exist. Name your file with --data.input; data/README.md says where dumps are."
+
+
+def recognise(
+    path: Path,
+    wanted: Collection[str],
+    encoding: str | None = None,
+    separator: str | None = None,
+    header_line: int | None = None,
+) -> Recognised:
+    """Return how a file is to be read.
+
+    Args:
+        path: JSON Lines, JSON array, CSV, TSV or Parquet, plain or gzip.
+        wanted: names of columns, by which the header of delimited text is found.
+        encoding: what the text is stored in; None finds it.
+        separator: the sign between two columns of delimited text; None finds it.
+        header_line: line of the header of delimited text, from 1; None finds it.
+    """
+    kind = format_of(path)
+    if isinstance(kind, TableFormat):
+        return Recognised(kind)
+    with _gzip_errors(path):
+        encoding = encoding or opening.recognise_encoding(path, may_be_legacy=isinstance(kind, DelimitedFormat))
+        if not isinstance(kind, DelimitedFormat):
+            return Recognised(kind, encoding)
+        beginning = delimited.beginning(path, encoding)
+    return Recognised(kind, encoding, delimited.recognise_dialect(beginning, wanted, separator, header_line))
+
+
+@contextlib.contextmanager
+def _gzip_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is not a complete gzip file ({error}). Download or compress it again.") from error
+
+
+def blocks(
+    path: Path, title_key: str, content_key: str, metadata: tuple[str, ...] = (), recognised: Recognised | None = None
+) -> Iterator[Block]:
     """Yield the blocks of a file in order; their stored_bytes add up to its size.
 
     Args:
-        path: JSON Lines, JSON array, CSV, TSV or Parquet, plain or gzip; the ending says which.
+        path: JSON Lines, JSON array, CSV, TSV or Parquet, plain or gzip.
         title_key: name of the field or column that holds the title.
         content_key: name of the field or column that holds the content.
         metadata: names of other fields to read.
+        recognised: how it is read; None finds it.
     """
     size, keys = path.stat().st_size, (title_key, content_key, *metadata)
-    kind = format_of(path)
+    recognised = recognised or recognise(path, keys)
+    kind = recognised.format
     if isinstance(kind, TableFormat):
         total, rows = kind.rows(path, list(keys))
         yield from _parsed_blocks(rows, path, keys, lambda number: size * number // total)
         return
-    with path.open("rb") as stored:
-        file = _decompressed(stored)
-        try:
-            _refuse_utf16(path, file)
-            if _is_json_lines(kind, file):
-                yield from _line_blocks(path, file, stored)
-            else:
-                yield from _parsed_blocks(kind.rows(path, file), path, keys, lambda _: stored.tell())
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{path} is not a complete gzip file ({error}). Download or compress it again.") from error
+    stored, file = opening.open_text(path, recognised.encoding)
+    with stored, _gzip_errors(path):
+        if _is_json_lines(kind, file):
+            yield from _line_blocks(path, file, stored)
+        else:
+            rows = _text_rows(path, file, recognised)
+            yield from _parsed_blocks(rows, path, keys, lambda _: stored.tell())
 
 
-def field_names(path: Path, examined: int = 1000) -> list[str]:
+def _text_rows(path: Path, file: io.BufferedReader, recognised: Recognised) -> Rows:
+    if recognised.dialect is not None:
+        return delimited.rows(file, recognised.dialect, recognised.encoding)
+    assert isinstance(recognised.format, TextFormat)
+    return recognised.format.rows(path, file)
+
+
+def field_names(path: Path, examined: int = 1000, recognised: Recognised | None = None) -> list[str]:
     """Return the names of the fields that the first records have."""
 
     def names(rows: Rows) -> list[str]:
         return sorted({name for row in itertools.islice(rows, examined) if isinstance(row, dict) for name in row})
 
-    kind = format_of(path)
+    recognised = recognised or recognise(path, ())
+    kind = recognised.format
     if isinstance(kind, TableFormat):
         return names(kind.rows(path, None)[1])
-    with path.open("rb") as stored:
-        file = _decompressed(stored)
-        return names(json_rows(file) if _is_json_lines(kind, file) else kind.rows(path, file))
+    stored, file = opening.open_text(path, recognised.encoding)
+    with stored:
+        return names(json_rows(file) if _is_json_lines(kind, file) else _text_rows(path, file, recognised))
 
 
 class LineCounter:
@@ -136,31 +225,21 @@ class LineCounter:
     Only a file with unreadable lines pays for this second reading.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encoding: str = opening.UTF8) -> None:
         """Count the lines of this file, which is closed when the counter is forgotten."""
-        self._file = _decompressed(path.open("rb"))
+        self._file = opening.open_text(path, encoding)[1]
         self._lines = 0
 
     def before(self, place: int) -> int:
-        """Return the number of lines that end before this byte of the file, decompressed."""
+        """Return the number of lines that end before this byte of the file, decompressed and as UTF-8."""
         while lines := self._file.read(min(place - self._file.tell(), BLOCK_BYTES)):
             self._lines += lines.count(b"\n")
         return self._lines
 
 
-def _decompressed(stored: io.BufferedReader) -> io.BufferedReader:
-    compressed = stored.name.lower().endswith(".gz")
-    return io.BufferedReader(gzip.GzipFile(fileobj=stored), BLOCK_BYTES) if compressed else stored
-
-
-def _refuse_utf16(path: Path, file: io.BufferedReader) -> None:
-    if file.peek(2).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError(f"{path} is in UTF-16, as Excel writes Unicode text. Save it as UTF-8.")
-
-
-def _is_json_lines(kind: TextFormat, file: io.BufferedReader) -> bool:
+def _is_json_lines(kind: Format, file: io.BufferedReader) -> bool:
     beginning = file.peek(64).removeprefix(BYTE_ORDER_MARK).lstrip()
-    return kind.may_be_lines and not beginning.startswith(b"[")
+    return isinstance(kind, TextFormat) and kind.may_be_lines and not beginning.startswith(b"[")
 
 
 def _line_blocks(path: Path, file: io.BufferedReader, stored: io.BufferedReader) -> Iterator[Block]:
@@ -261,20 +340,29 @@ def _parsed_blocks(
 
     reported = size = 0
     parsed: list[Record | Unreadable] = []
+    suspects: list[Suspect] = []
     for number, row in enumerate(rows, 1):
+        if isinstance(row, Suspect):
+            suspects.append(row)
+            continue
         parsed.append(row if isinstance(row, Unreadable) else record(row))
         size += _size(parsed[-1])
         if len(parsed) == BLOCK_ROWS or size > BLOCK_BYTES:
             position = position_after(number)
-            yield Block(path, position - reported, parsed=tuple(parsed))
-            parsed, size, reported = [], 0, position
-    yield Block(path, path.stat().st_size - reported, parsed=tuple(parsed))
+            yield Block(path, position - reported, parsed=tuple(parsed), suspects=tuple(suspects))
+            parsed, suspects, size, reported = [], [], 0, position
+    yield Block(path, path.stat().st_size - reported, parsed=tuple(parsed), suspects=tuple(suspects))
 
 
 def _size(value: object) -> int:
     """Return roughly how many characters a value has."""
-    if isinstance(value, (list, tuple)):
-        return sum(map(_size, value))
+    if isinstance(value, str):
+        return len(value)
     if isinstance(value, dict):
         return sum(map(_size, value.values()))
-    return len(value) if isinstance(value, str) else 1
+    if not isinstance(value, (list, tuple)):
+        return 1
+    size = 0
+    for inner in value:
+        size += len(inner) if type(inner) is str else _size(inner)
+    return size

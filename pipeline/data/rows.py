@@ -17,9 +17,22 @@ class Unreadable(NamedTuple):
     problem: str
     raw: str = ""
     """Its beginning."""
+    lines: int = 1
+    """How many lines of a text file it takes."""
 
 
-Rows = Iterator["dict[str, Any] | Unreadable"]
+class Suspect(NamedTuple):
+    """A row of delimited text that may have swallowed others: a stray quote opens what another one closes."""
+
+    number: int
+    """Its first line, from 1."""
+    lines: int
+    """How many lines it takes."""
+    rows: int
+    """How many of them would be rows by themselves."""
+
+
+Rows = Iterator["dict[str, Any] | Unreadable | Suspect"]
 
 
 def is_utf8(text: str) -> bool:

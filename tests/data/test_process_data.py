@@ -93,7 +93,7 @@ def test_memorisation_is_warned_of(tmp_path, capsys):
 @pytest.mark.parametrize(("content", "message"), [
     ("not json\nat all\n", "not one record could be read; record 1: not JSON"),
     ('{"name": "a", "text": "b"}\n', "no record has a field 'title'; it has name, text. Name it with --data.read-title-from"),
-    ('{"title": "a", "content": "b"}\n', r"all 1 records were rejected \(1 too short\)"),
+    ('{"title": "a", "content": "b"}\n', r"all 1 records were rejected \(1 too short: --data.min-content-chars 40\)"),
     ("\n\n", "holds no record"),
 ])  # fmt: skip
 def test_input_of_which_nothing_can_be_used(tmp_path, content, message):

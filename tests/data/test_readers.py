@@ -100,7 +100,7 @@ def test_an_array_on_one_long_line_is_read(tmp_path):
     assert records == [tuple(row.values()) for row in rows]
 
 
-@pytest.mark.parametrize("sign", [",", ";", "\t"])
+@pytest.mark.parametrize("sign", [",", ";", "\t", "|"])
 def test_the_header_line_of_a_csv_tells_its_delimiter(tmp_path, sign):
     path = tmp_path / "rows.csv"
     path.write_text(f"title{sign}content\na{sign}b\n", encoding="utf-8")
@@ -109,10 +109,10 @@ def test_the_header_line_of_a_csv_tells_its_delimiter(tmp_path, sign):
 
 def test_csv_rows_of_another_width_and_of_another_encoding_are_told(tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_bytes(b"title,content\na,b\nc\nd,e,f\ng,\xe9\nh,i\n")
+    path.write_bytes(b"title,content\na,b\nc\nd,e,f\ng,\xe9\nh,\xc3\xa9\n")
     records, unreadable = read(path)
     width = "another number of columns than the header"
-    assert records == [("a", "b"), ("h", "i")]
+    assert records == [("a", "b"), ("h", "é")]
     assert {n: item.problem for n, item in unreadable.items()} == {3: width, 4: width, 5: "invalid UTF-8"}
 
 
@@ -120,7 +120,7 @@ def test_csv_rows_of_another_width_and_of_another_encoding_are_told(tmp_path):
     ("trn.json", b"", "is empty"),
     ("trn.txt", b"x", "none of the endings"),
     ("trn.json", b'[{"title": "a"}, {"ti', "breaks off after record 1"),
-    ("trn.json.gz", b"not gzip", "not a complete gzip file"),
+    ("trn.json.gz", b"\x1f\x8bnot gzip", "not a complete gzip file"),
     ("trn.json.gz", gzip.compress(b'{"a": 1}\n' * 9999)[:-20], "not a complete gzip file"),
     ("trn.parquet", b"not parquet", "not a readable Parquet file"),
     ("trn.parquet.gz", b"x", "Decompress it first"),
@@ -168,3 +168,9 @@ def test_lines_that_are_json_of_another_kind_are_told(tmp_path, text):
 @pytest.mark.parametrize("name", ["lines.json", "array.json", "rows.csv", "rows.parquet"])
 def test_the_names_of_the_fields_are_found_in_every_form(tmp_path, name):
     assert readers.field_names(write_rows(tmp_path / name)) == ["content", "title"]
+
+
+def test_the_names_of_the_fields_are_found_whatever_separates_them(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("Título;Preço, em R$\na;b\n", encoding="utf-8")
+    assert readers.field_names(path) == ["Preço, em R$", "Título"]
