@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -164,7 +164,7 @@ def make_prompt_format(config: PromptConfig, tokenizer: PreTrainedTokenizerBase)
         bos=bos,
         question=question,
         question_with_context=with_context,
-        control_tokens=_control_tokens(tokenizer),
+        control_tokens=control_tokens(tokenizer),
         **frame._asdict(),
     )
 
@@ -290,25 +290,43 @@ class _Frame(NamedTuple):
 
 def _chat_frame(tokenizer: PreTrainedTokenizerBase, bos: str) -> _Frame:
     """Return what a chat template writes around questions and answers, without BOS."""
-    if not tokenizer.chat_template:
+    template = tokenizer.chat_template
+    if not template:
         raise UserError("The tokenizer has no chat template: it belongs to a base model. Use --prompt.format alpaca.")
-    if _MADE_HERE in tokenizer.chat_template:
+    if isinstance(template, dict) and "default" not in template:
+        raise UserError(
+            f"The tokenizer has several chat templates ({', '.join(sorted(template))}), and none is named default. Save the "
+            "one to use as chat_template.jinja in the folder of the model, or use --prompt.format alpaca."
+        )
+    if _MADE_HERE in template:
         return _trained_frame(Path(tokenizer.name_or_path))
-    question, answer = _message("user", _QUESTION_MARK), _message("assistant", _ANSWER_MARK)
-    prompt = _rendered(tokenizer, [question])
-    whole = _rendered(tokenizer, [question, answer], add_generation_prompt=False)
-    conversation = _rendered(tokenizer, [question, answer, _message("user", _NEXT_MARK)])
-    before, found, after = prompt.partition(_QUESTION_MARK)
-    _, answer_found, tail = whole.partition(_ANSWER_MARK)
-    between, next_found, _ = conversation.partition(_ANSWER_MARK)[2].partition(_NEXT_MARK)
-    if not (found and answer_found and next_found and whole.startswith(before)):
-        raise UserError("The chat template of this tokenizer leaves messages out. Use --prompt.format alpaca.")
+    # The content of a message is a text; templates of models that see images may know a list of parts alone.
+    refusal = UserError("The chat template of this tokenizer leaves messages out. Use --prompt.format alpaca.")
+    for content in (_as_text, _as_parts):
+        question, answer = _message("user", content(_QUESTION_MARK)), _message("assistant", content(_ANSWER_MARK))
+        try:
+            prompt = _rendered(tokenizer, [question])
+            closed = _rendered(tokenizer, [question], add_generation_prompt=False)
+            whole = _rendered(tokenizer, [question, answer], add_generation_prompt=False)
+            conversation = _rendered(tokenizer, [question, answer, _message("user", content(_NEXT_MARK))])
+        except UserError as error:
+            refusal = error
+            continue
+        before, found, after = prompt.partition(_QUESTION_MARK)
+        opening, answer_found, tail = whole.removeprefix(before + _QUESTION_MARK).partition(_ANSWER_MARK)
+        between, next_found, _ = conversation.partition(_ANSWER_MARK)[2].partition(_NEXT_MARK)
+        if found and answer_found and next_found and whole.startswith(before):
+            break
+    else:
+        raise refusal
+    if prompt == closed and opening.startswith(after) and opening.rstrip() != after.rstrip():
+        after = opening  # the template ignores add_generation_prompt
     tail = tail.lstrip()
-    ends = [token for token in _control_tokens(tokenizer) if tail.startswith(token)]
+    ends = [token for token in control_tokens(tokenizer) if tail.startswith(token)]
     end = max(ends, key=len) if ends else tokenizer.eos_token
     if not end:
         raise UserError("The chat template ends an answer with no control token. Use --prompt.format alpaca.")
-    with_system = _before_with_system(tokenizer) or _without_place_for_system(before)
+    with_system = _before_with_system(tokenizer, content) or _without_place_for_system(before)
     return _Frame(before.removeprefix(bos), with_system.removeprefix(bos), after, end, between)
 
 
@@ -320,13 +338,12 @@ def _trained_frame(merged: Path) -> _Frame:
     return _Frame(*(getattr(trained, name) for name in _Frame._fields))
 
 
-def _before_with_system(tokenizer: PreTrainedTokenizerBase) -> str:
+def _before_with_system(tokenizer: PreTrainedTokenizerBase, content: Callable[[str], Content]) -> str:
     """Return the text to the question with {system} where the template writes a system message; empty if it has no place."""
-    from jinja2 import TemplateError
-
+    messages = [_message("system", content(_SYSTEM_MARK)), _message("user", content(_QUESTION_MARK))]
     try:
-        prompt = _rendered(tokenizer, [_message("system", _SYSTEM_MARK), _message("user", _QUESTION_MARK)])
-    except TemplateError:  # Gemma's refuses it
+        prompt = _rendered(tokenizer, messages)
+    except UserError:  # Gemma's refuses it
         return ""
     before, _, _ = prompt.partition(_QUESTION_MARK)
     return before.replace(_SYSTEM_MARK, SYSTEM) if _SYSTEM_MARK in before else ""
@@ -337,16 +354,32 @@ def _without_place_for_system(before: str) -> str:
     return f"{before}{SYSTEM}\n\n"
 
 
-def _message(role: str, content: str) -> dict[str, str]:
+Content = str | list[dict[str, str]]
+
+
+def _as_text(text: str) -> Content:
+    return text
+
+
+def _as_parts(text: str) -> Content:
+    return [{"type": "text", "text": text}]
+
+
+def _message(role: str, content: Content) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
 def _rendered(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool = True
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], add_generation_prompt: bool = True
 ) -> str:
     options: dict[str, Any] = {"tokenize": False, "strftime_now": _TODAY.strftime}
-    # What is not tokenized is a text.
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **options)  # type: ignore[return-value]
+    try:
+        # What is not tokenized is a text.
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **options)  # type: ignore[return-value]
+    except Exception as error:  # a template is a program, whose faults are of any kind
+        raise UserError(
+            f"The chat template of this tokenizer cannot word a question ({error}). Use --prompt.format alpaca."
+        ) from error
 
 
 def _jinja_literal(text: str) -> str:
@@ -356,7 +389,8 @@ def _jinja_literal(text: str) -> str:
     return f"'{text}'"
 
 
-def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return the texts that a tokenizer reads as control tokens."""
     added = tokenizer.added_tokens_decoder.values()
     # Phi-3's </s> is one, and is not marked as special.
     control = {token.content for token in added if token.special or _IN_BRACKETS.fullmatch(token.content)}

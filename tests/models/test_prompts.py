@@ -321,6 +321,68 @@ def test_a_base_model_without_chat_template_is_refused_with_the_remedy(smollm2_t
         make_prompt_format(PromptConfig(format="chat"), tokenizer)
 
 
+_CHATML = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+_OPENING = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+_LOOP = "{% for m in messages %}" + _CHATML + "{% endfor %}"
+_PARTS = "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+
+
+def with_template(smollm2_tokenizer, template):
+    tokenizer = copy.copy(smollm2_tokenizer)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize("template", [
+    _LOOP,  # ignores add_generation_prompt
+    "{% for m in messages %}" + _CHATML.replace("m['content']", "m['content'][0]['text']") + "{% endfor %}" + _OPENING,  # raises
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}" + _PARTS + "{{ '<|im_end|>\n' }}{% endfor %}" + _OPENING,
+    {"rag": "{{ messages }}", "default": _LOOP + _OPENING},
+])  # fmt: skip
+def test_templates_that_differ_in_form_word_the_same_prompt(smollm2_tokenizer, template):
+    expected = make_prompt_format(PromptConfig(), with_template(smollm2_tokenizer, _LOOP + _OPENING))
+    assert expected.after == "<|im_end|>\n<|im_start|>assistant\n"
+    assert make_prompt_format(PromptConfig(), with_template(smollm2_tokenizer, template)) == expected
+
+
+def test_a_template_that_opens_no_answer_is_left_so(smollm2_tokenizer):
+    # Llama 2's and Mistral's: the space before an answer belongs to its first token.
+    template = (
+        "{% for m in messages %}{{ '<repo_name>' + m['content'] + '<file_sep>' if m['role'] == 'user' else "
+        "' ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    )
+    prompt_format = make_prompt_format(PromptConfig(), with_template(smollm2_tokenizer, template))
+    assert prompt_format.after == "<file_sep>"
+
+
+@pytest.mark.parametrize(("template", "said"), [
+    ("{% for m in messages %}{{ m['content'] ", "cannot word a question (unexpected end of template"),
+    ("{{ messages | no_such_filter }}", "cannot word a question (No filter named"),
+    ("{{ messages + 1 }}", "cannot word a question (can only concatenate"),
+    ("{% if messages[0]['role'] != 'system' %}{{ raise_exception('A system message must come first') }}{% endif %}" + _LOOP,
+     "cannot word a question (A system message must come first)"),
+    ({"tool_use": _LOOP, "rag": _LOOP}, "several chat templates (rag, tool_use), and none is named default"),
+    ("{{ messages[0]['content'] | upper }}", "leaves messages out"),
+])  # fmt: skip
+def test_a_template_that_words_no_prompt_is_one_sentence(smollm2_tokenizer, template, said):
+    with pytest.raises(UserError) as raised:
+        make_prompt_format(PromptConfig(), with_template(smollm2_tokenizer, template))
+    assert said in str(raised.value) and str(raised.value).endswith("se --prompt.format alpaca.")
+    make_prompt_format(PromptConfig(format="alpaca"), with_template(smollm2_tokenizer, template))
+
+
+def test_the_template_that_is_to_be_used_can_be_put_beside_the_others(smollm2_tokenizer, tmp_path):
+    smollm2_tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    named = [{"name": "rag", "template": "{{ messages }}"}, {"name": "tool_use", "template": _LOOP}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": named}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"Save the one to use as chat_template\.jinja"):
+        make_prompt_format(PromptConfig(), AutoTokenizer.from_pretrained(tmp_path))
+    (tmp_path / "chat_template.jinja").write_text(_LOOP, encoding="utf-8")
+    assert make_prompt_format(PromptConfig(), AutoTokenizer.from_pretrained(tmp_path)).before == "<|im_start|>user\n"
+
+
 def test_the_format_is_saved_and_read_again(tmp_path, smollm2_tokenizer):
     prompt_format = make_prompt_format(PromptConfig(), smollm2_tokenizer)
     prompt_format.save(tmp_path)
