@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from config import Config
 from pipeline.data import records
 from pipeline.evaluation import answers, questions
+from pipeline.export import gguf
 from pipeline.models import (
     adapter,
+    base_checks,
     bundled,
     devices,
     distributed,
@@ -55,8 +57,12 @@ def run(config: Config) -> Path:
             outputs = [ADAPTER, TRAINED_RECORDS]
             metrics = stack.enter_context(manifests.stage_manifest(config, "fine_tuning", [data.path], outputs))
         with loading_errors.helpful_loading_errors(config.model.name):
-            tokenizer = loading.load_tokenizer(bundled.resolve(config.model.name))
+            path = bundled.resolve(config.model.name)
+            base_checks.require_layers(config.model.name, loading.load_shape(path), config.lora.target_modules)
+            tokenizer = loading.load_tokenizer(path)
         prompt_format = prompts.make_prompt_format(config.prompt, tokenizer)
+        if distributed.is_main():
+            warn_if_not_convertible(config, tokenizer, prompt_format)
         with data.unchanged():
             train_set, validation_set = dataset.build_datasets(config, data, tokenizer, prompt_format, metrics)
             asked = questions.choose_questions(data, config.questions)
@@ -74,12 +80,20 @@ def run(config: Config) -> Path:
         )  # fmt: skip
         if distributed.is_main():
             save_adapter(folder, tuned, prompt_format, weights)
-            draw_curve(config)
-        if distributed.takes_part_in_answering():
-            probe |= ask_probe(config, tuned, prompt_format, asked, "after")
-            metrics.update({"probe": probe} if probe else {})
-            print_test_queries(config, adapter.answer_after_training(tuned), prompt_format, asked)
+        # The adapter is saved. Whatever happens from here on is raised when the manifest tells so.
+        failure = None
+        try:
+            if distributed.is_main():
+                draw_curve(config)
+            if distributed.takes_part_in_answering():
+                probe |= ask_probe(config, tuned, prompt_format, asked, "after")
+                metrics.update({"probe": probe} if probe else {})
+                print_test_queries(config, adapter.answer_after_training(tuned), prompt_format, asked)
+        except BaseException as error:
+            failure = error
         distributed.wait_for_all()
+    if failure is not None:
+        raise failure
     return folder / ADAPTER
 
 
@@ -116,6 +130,17 @@ def warn_of_answers_in_another_precision(folder: RunFolder, chosen: memory.Train
         again = folder.command_again("foundation_model", answers.CHOSEN_BY[answers.PRECISION])
         print(
             f"Stage 2 has answered in {answered_in}, and this training is in {chosen.precision}. Run `{again}` after it.\n"
+        )
+
+
+def warn_if_not_convertible(config: Config, tokenizer: Any, prompt_format: prompts.PromptFormat) -> None:
+    """Print that stage 5 will make no GGUF, where llama.cpp's converter can tell so before the training."""
+    reason = gguf.why_not_convertible(
+        bundled.resolve(config.model.name), tokenizer, prompt_format, config.gguf.converter
+    )
+    if reason:
+        print(
+            f"{config.model.name} trains, but stage 5 will make no GGUF of it, by what llama.cpp's converter says: {reason}\n"
         )
 
 

@@ -8,7 +8,6 @@ checking that base + adapter, merged model and GGUF read the same tokens and cho
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -141,19 +140,17 @@ def save_merged(
     folder: Path,
 ) -> None:
     """Write the model, its tokenizer, how it is asked, and how its answers are drawn and end."""
-    sampling: dict[str, Any] = {"do_sample": config.generation.temperature > 0}
-    if sampling["do_sample"]:
-        sampling["temperature"] = config.generation.temperature
-    ends = generation.stop_ids(merged, prompt_format)
-    merged.model.generation_config.update(eos_token_id=ends, **{"temperature": 1.0, **sampling})
+    temperature = config.generation.temperature
+    merged.model.generation_config = generation.plain_settings(
+        eos_token_id=generation.stop_ids(merged, prompt_format),
+        bos_token_id=merged.tokenizer.bos_token_id,
+        pad_token_id=merged.tokenizer.pad_token_id,
+        **({"do_sample": True, "temperature": temperature} if temperature > 0 else {}),
+    )
     with loading_errors.quiet_loading():
         language_model.cast_weights(merged.model, stored)
         merged.model.save_pretrained(folder)
-    tokenizer = copy.copy(merged.tokenizer)
-    tokenizer.chat_template = prompts.chat_template(prompt_format)
-    tokenizer.save_pretrained(folder)
-    gguf.keep_sentencepiece_model(bundled.resolve(config.model.name), folder)
-    gguf.complete_tokenizer_config(folder, merged.tokenizer, prompt_format)
+    gguf.save_tokenizer(folder, bundled.resolve(config.model.name), merged.tokenizer, prompt_format)
     prompt_format.save(folder)
 
 

@@ -17,7 +17,7 @@ from config import PRESETS, Config, RagConfig
 # What trains, starts stages, or takes long otherwise: `python run.py tests --fast` leaves it out.
 SLOW = (
     "faults", "page", "tuning", "data/test_metadata.py", "evaluation/test_significance.py", "export/test_chat_template.py",
-    "models/test_devices.py", "models/test_models.py", "models/test_size.py", "test_gpu.py", "test_pipeline.py",
+    "export/test_gguf.py", "models/test_devices.py", "models/test_models.py", "models/test_size.py", "test_gpu.py", "test_pipeline.py",
     "test_several_devices.py", "training/test_peak_memory.py",
 )  # fmt: skip
 

@@ -24,6 +24,7 @@ from config import GgufConfig, LoraConfig, ModelConfig
 from pipeline.export import gguf
 from pipeline.models import adapter, loading, prompts
 from pipeline.models.llama_cpp import GgufModel
+from pipeline.models.trained import adapter_folder
 from pipeline.run import files, manifests
 from pipeline.run.errors import UserError
 from pipeline.run.run_folder import RunFolder
@@ -122,6 +123,18 @@ def test_a_base_with_4_bit_files_becomes_a_16_bit_model(config, tmp_path):
     merged = load_file(config.run_dir / "merged_model" / "model.safetensors")
     assert {weight.dtype for weight in merged.values()} == {torch.bfloat16}
     assert not loading.quantized_files(str(config.run_dir / "merged_model"))
+
+
+def test_what_fails_after_the_adapter_was_saved_is_raised_and_the_training_counts(config, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fine_tuning, "print_test_queries", interrupted)
+    process_data.run(config)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tuning.run(config)
+    folder = RunFolder.of(config)
+    assert adapter_folder(folder, config.model.name, folder / "trn_processed.json").is_dir()
 
 
 def test_training_leaves_a_log_a_picture_a_dataset_and_figures(config, capsys):

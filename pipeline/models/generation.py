@@ -16,6 +16,7 @@ from pipeline.models.size import shape_of
 
 if TYPE_CHECKING:
     import torch
+    from transformers import GenerationConfig as HuggingFaceGenerationConfig
     from transformers import PreTrainedTokenizerBase
 
 
@@ -175,6 +176,18 @@ def greedy_continuation(
             use_cache=True,
         )  # fmt: skip
     return written[0].tolist()
+
+
+def plain_settings(**settings: Any) -> HuggingFaceGenerationConfig:
+    """Return transformers' settings of a model that answers greedily, but for `settings`.
+
+    What they share with other programs that read generation_config.json is named, although it is transformers' default.
+    """
+    from transformers import GenerationConfig as HuggingFaceGenerationConfig
+
+    return HuggingFaceGenerationConfig(
+        **{"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50, **settings}
+    )
 
 
 def stop_ids(language_model: LanguageModel, prompt_format: PromptFormat) -> list[int]:

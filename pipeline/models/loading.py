@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from config import ModelConfig
-from pipeline.models import bundled, devices, distributed
+from pipeline.models import base_checks, bundled, devices, distributed, generation
 from pipeline.models.devices import ComputeFormat, NumberFormat, best_device
 from pipeline.models.language_model import Backend, LanguageModel, Precision, cast_weights, set_training
 from pipeline.models.loading_errors import helpful_loading_errors, quiet_loading
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import GenerationConfig as HuggingFaceGenerationConfig
 
     from pipeline.models.language_model import CausalModel
 
@@ -44,6 +45,7 @@ def prepare_backend(config: ModelConfig) -> Backend:
     """Return the backend that this machine uses for a model's settings; to be called before transformers is imported."""
     import torch
 
+    base_checks.require_readable_quantization(config.name, model_config(config.name))
     present = importlib.util.find_spec("unsloth") is not None
     if distributed.shards_weights():
         if config.precision == "4bit" or config.backend == "unsloth" or quantized_files(config.name):
@@ -51,6 +53,7 @@ def prepare_backend(config: ModelConfig) -> Backend:
                 "--train.shard-weights takes a base model with 16-bit files, --model.precision 16bit and --model.backend "
                 "transformers."
             )
+        base_checks.require_causal_language_model(config.name, model_config(config.name))
         return "transformers"
     backend = choose_backend(config.backend, cuda=torch.cuda.is_available(), unsloth=present)
     if backend == "unsloth":
@@ -75,6 +78,7 @@ def prepare_backend(config: ModelConfig) -> Backend:
         _require_what_reads(config.name)
     if backend == "unsloth":
         import unsloth  # noqa: F401  It changes transformers, and must come first.
+    base_checks.require_causal_language_model(config.name, model_config(config.name))
     return backend
 
 
@@ -82,14 +86,19 @@ def model_config(name: str) -> dict[str, Any]:
     """Return config.json of a model, without importing transformers."""
     with helpful_loading_errors(name):
         file = Path(bundled.resolve(name)) / "config.json"
+        base_checks.require_model_folder(file.parent)
         if not file.exists():
             from huggingface_hub import hf_hub_download
 
             file = Path(hf_hub_download(name, "config.json"))
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"{file} holds no settings.")
-        return content
+        return _read_settings(file)
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no settings.")
+    return content
 
 
 def load_base(
@@ -149,12 +158,12 @@ def load_for_merging(config: ModelConfig, precision: Precision) -> tuple[Languag
     Raises:
         UserError: bitsandbytes, which reads and rounds to 4 bits, is not installed.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     path, options = bundled.resolve(config.name), {}
     with helpful_loading_errors(config.name), quiet_loading():
         _require_what_reads(path)
-        shape = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        shape = load_shape(path)
         if not quantized_files(path):
             shape.dtype = None  # the format is that of the weights, whatever config.json says
             if precision == "4bit":
@@ -162,8 +171,8 @@ def load_for_merging(config: ModelConfig, precision: Precision) -> tuple[Languag
                 require_bitsandbytes(needing, "run this stage on the machine that trained it")
                 options["quantization_config"] = four_bits()
         model = AutoModelForCausalLM.from_pretrained(
-            path, config=shape, dtype="auto", device_map="cpu", use_safetensors=True, trust_remote_code=False,
-            **own_attention(shape), **options,
+            path, config=shape, generation_config=_stop_tokens(path), dtype="auto", device_map="cpu",
+            use_safetensors=True, trust_remote_code=False, **own_attention(shape), **options,
         )  # fmt: skip
         tokenizer = load_tokenizer(path)
     model, stored = _dequantized(model), model.dtype
@@ -177,17 +186,40 @@ def load_for_merging(config: ModelConfig, precision: Precision) -> tuple[Languag
     return _ready(model, tokenizer, "transformers", config.name, precision, form, form), stored
 
 
+def load_shape(path: str) -> PreTrainedConfig:
+    """Return config.json of a model in a folder or on Hugging Face, as transformers reads it."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path, trust_remote_code=False)
+
+
+def _stop_tokens(path: str) -> HuggingFaceGenerationConfig:
+    """Return the tokens that end an answer by the files of a model, and nothing else of what these set.
+
+    transformers refuses to load a model whose generation_config.json it finds contradictory.
+    """
+    from transformers.utils import cached_file
+
+    # Where it is missing, the ends are those of config.json, as for transformers.
+    file = cached_file(path, "generation_config.json", _raise_exceptions_for_missing_entries=False)
+    settings = _read_settings(Path(file)) if file else model_config(path)
+    return generation.plain_settings(eos_token_id=settings.get("eos_token_id"))
+
+
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder or a Hugging Face id."""
+    """Load a tokenizer from a folder or a Hugging Face id; a UserError if it knows tokens that its model does not."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    vocabulary = load_shape(path).get_text_config(decoder=True).vocab_size
+    base_checks.require_embeddings(path, tokenizer, vocabulary)
+    return tokenizer
 
 
 def _load_with_transformers(path: str, precision: Precision, dtype: torch.dtype) -> CausalModel:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config, options = AutoConfig.from_pretrained(path, trust_remote_code=False), {}
+    config, options = load_shape(path), {}
     if quantized_files(path):
         # What the files name is what the machine that made them was fast in.
         config.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
@@ -197,6 +229,7 @@ def _load_with_transformers(path: str, precision: Precision, dtype: torch.dtype)
         return AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
+            generation_config=_stop_tokens(path),
             dtype=dtype,
             device_map=_device_map(),
             use_safetensors=True,
@@ -286,6 +319,8 @@ def _ready(
     model.eval()
     ends = model.generation_config.eos_token_id
     stop_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    # Sampling defaults of a model's files (top_p, temperature) would mix with ours: --answers decides alone.
-    model.generation_config.update(do_sample=False, temperature=1.0, top_p=1.0, top_k=50, max_length=None)
+    # What a model's files ask for beside its tokens (penalties, beams, a cache) would mix with ours: --answers decides alone.
+    model.generation_config = generation.plain_settings(
+        eos_token_id=ends, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     return LanguageModel(model, tokenizer, backend, name, precision, compute_format, answering_format, stop_ids)

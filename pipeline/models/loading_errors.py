@@ -27,14 +27,10 @@ def quiet_loading() -> Iterator[None]:
 
 
 def loading_errors() -> tuple[type[Exception], ...]:
-    """Return the errors that the libraries raise where files of a model are missing or damaged."""
+    """Return the errors that the libraries raise where files of a model, or a package for them, are missing or damaged."""
     from safetensors import SafetensorError
 
-    return OSError, ValueError, KeyError, TypeError, SafetensorError
-
-
-def _mendable_errors() -> tuple[type[Exception], ...]:
-    return (*loading_errors(), ImportError)
+    return OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError
 
 
 @contextlib.contextmanager
@@ -42,10 +38,8 @@ def helpful_loading_errors(name: str) -> Iterator[None]:
     """Turn the loading errors that a user can mend into one sentence."""
     try:
         yield
-    except _mendable_errors() as error:
+    except loading_errors() as error:
         reason = " ".join(str(error).split())
-        if isinstance(error, ImportError) and "bitsandbytes" not in reason:
-            raise
         shown = reason[:300] + ("…" if len(reason) > 300 else "")
         raise UserError(
             f"The model {name!r} could not be loaded: {shown} Check --model.name: a folder with config.json and "

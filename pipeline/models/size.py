@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from config import LoraConfig, ModelConfig
 from pipeline.models import bundled
@@ -12,6 +12,7 @@ from pipeline.models.loading_errors import helpful_loading_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+    from transformers.models.auto.modeling_auto import _BaseModelWithGenerate as CausalModel
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight: its 4 bits, and scales that are quantized themselves
 
@@ -105,36 +106,51 @@ def model_size(config: ModelConfig, lora: LoraConfig) -> ModelSize:
 
 def size_of_architecture(shape: PreTrainedConfig, lora: LoraConfig) -> ModelSize:
     """Count the weights of a model with a config.json of transformers."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
-    head = model.get_output_embeddings()
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
-    sizes = [m.in_features * m.out_features for m in linears.values()]
+    model = without_weights(shape)
+    linears = linear_layers(model)
+    sizes = [m.weight.numel() for m in linears.values()]
     adapted = [m for name, m in linears.items() if name.rpartition(".")[2] in lora.target_modules]
     linear, dimensions = sum(sizes), shape_of(shape)
     return ModelSize(
         linear=linear,
         other=sum(weight.numel() for weight in model.parameters()) - linear,
-        adapter=lora.r * sum(m.in_features + m.out_features for m in adapted),
+        adapter=lora.r * sum(sum(m.weight.shape) for m in adapted),
         layers=dimensions.layers,
         hidden=dimensions.hidden,
         heads=dimensions.heads,
-        vocabulary=head.out_features,
-        features=sum(m.in_features + m.out_features for m in linears.values()) // dimensions.layers,
-        adapter_inputs=sum(m.in_features for m in adapted) // dimensions.layers if lora.dropout else 0,
+        vocabulary=len(model.get_output_embeddings().weight),
+        features=sum(sum(m.weight.shape) for m in linears.values()) // dimensions.layers,
+        adapter_inputs=sum(map(_inputs, adapted)) // dimensions.layers if lora.dropout else 0,
         largest=max(sizes, default=0),
         quantized_files=getattr(shape, "quantization_config", None) is not None,
     )
 
 
+def linear_layers(model: CausalModel) -> dict[str, Any]:
+    """Return the linear layers of a model under their full names, without its output layer; GPT-2's are of another class."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)))
+    return {name: layer for name, layer in layers if layer is not head}
+
+
+def _inputs(layer: Any) -> int:
+    return layer.in_features if hasattr(layer, "in_features") else layer.nx
+
+
 def count_parameters(path: str) -> int:
     """Return the parameters of a model, from its config.json alone."""
+    from transformers import AutoConfig
+
+    return without_weights(AutoConfig.from_pretrained(path, trust_remote_code=False)).num_parameters()
+
+
+def without_weights(shape: PreTrainedConfig) -> CausalModel:
+    """Return a model of an architecture, whose weights have shapes and no values."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        shape = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        return AutoModelForCausalLM.from_config(shape, trust_remote_code=False).num_parameters()
+        return AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
