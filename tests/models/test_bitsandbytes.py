@@ -78,10 +78,6 @@ def test_files_that_are_quantized(quantized, method):
         refused(call, f"{model.name}, whose files hold quantized weights,", "name another model with --model.name")
 
 
-def test_files_that_are_quantized_otherwise(quantized):
-    assert loading.prepare_backend(quantized("gptq")) == "transformers"
-
-
 def test_a_model_that_does_not_fit_in_16_bits(tiny_model, monkeypatch):
     model = ModelConfig(name=str(tiny_model("llama")))
     monkeypatch.setattr(precision, "free_memory", lambda _: 2**40)
