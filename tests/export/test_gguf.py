@@ -8,9 +8,11 @@ import sys
 
 import gguf as our_gguf
 import pytest
+from tiny_models import tiny_config
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, Gemma2Config, OPTConfig
 
+import fine_tuning
 from config import PromptConfig
 from pipeline.export import gguf
 from pipeline.models.prompts import make_prompt_format
@@ -46,6 +48,20 @@ def test_a_model_is_refused_before_the_training_for_what_the_converter_says(base
     Gemma2Config(vocab_size=49152).save_pretrained(base)
     said = refusal(base)
     assert said.startswith("FileNotFoundError: File not found: ") and said.endswith("tokenizer.model")
+
+
+def test_stage_3_says_that_there_will_be_no_gguf(base, tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    config = tiny_config(base, tmp_path, prompt=PromptConfig(format="alpaca"))
+    prompt_format = make_prompt_format(config.prompt, tokenizer)
+    fine_tuning.warn_if_not_convertible(config, tokenizer, prompt_format)
+    assert capsys.readouterr().out == ""
+    OPTConfig(vocab_size=49152).save_pretrained(base)
+    fine_tuning.warn_if_not_convertible(config, tokenizer, prompt_format)
+    said = (
+        "trains, but stage 5 will make no GGUF of it, by what llama.cpp's converter says: Model OPTForCausalLM is not"
+    )
+    assert said in capsys.readouterr().out
 
 
 def test_sentencepiece_models_pass(tiny_model):
