@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from config import Condition
 from pipeline.data.cleaning import normalise_title
@@ -46,6 +47,42 @@ SIMILAR_ENOUGH = 0.7  # 1 - edits / letters
 CORRECTIONS = 3  # words that may be meant by one that does not occur
 
 
+class Database(sqlite3.Connection):
+    """A connection that says who is in the way where another program holds the file."""
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        """Run a statement."""
+        with _told_if_locked():
+            return super().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        """Run a statement with each of some parameters."""
+        with _told_if_locked():
+            return super().executemany(*arguments)
+
+    def executescript(self, *arguments: Any) -> sqlite3.Cursor:
+        """Run several statements."""
+        with _told_if_locked():
+            return super().executescript(*arguments)
+
+    def __exit__(self, *arguments: Any) -> Literal[False]:
+        """Keep what the block has changed, or, after an error, undo it."""
+        with _told_if_locked():
+            return super().__exit__(*arguments)
+
+
+@contextlib.contextmanager
+def _told_if_locked() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+        raise UserError(
+            f"{WORDS} is held by another program, perhaps rag_indexing.py. Wait until that has ended, and run this again."
+        ) from error
+
+
 class LexicalIndex:
     """The words of all pieces."""
 
@@ -63,7 +100,7 @@ class LexicalIndex:
         """
         path = run / WORDS
         try:
-            database = sqlite3.connect(path)
+            database = sqlite3.connect(path, factory=Database)
             if _version(database) != VERSION:
                 database.executescript("DROP TABLE IF EXISTS words; DROP TABLE IF EXISTS vocabulary;")
                 database.executescript("DROP TABLE IF EXISTS pieces; DROP TABLE IF EXISTS metadata;")
@@ -84,7 +121,9 @@ class LexicalIndex:
         path = run.require(WORDS)
         try:
             # A chain of LangChain searches in another thread than the one that opened the index; one at a time.
-            database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+            database = sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False, factory=Database
+            )
             if _version(database) != VERSION:
                 problem = f"{path} divides text into words as another version of this program did."
                 raise run.stage_needed(problem, "rag_indexing", again=True)

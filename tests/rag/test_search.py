@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ import process_data
 import rag_indexing
 import rag_model_retriever
 import rag_search_vs
-from config import RagConfig
+from config import Condition, RagConfig
 from pipeline.data.words import indexed_words, search_words
 from pipeline.rag import chunking, citations, indexing, retrieval, vector_store
 from pipeline.rag.lexical import LexicalIndex
@@ -159,6 +161,25 @@ def test_an_index_that_cannot_be_read_names_the_stage(tmp_path):
     (tmp_path / "lexical.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(UserError, match=r"cannot be read .*rag_indexing\.py"):
         LexicalIndex.of_run(RunFolder(tmp_path))
+
+
+def test_an_index_that_another_program_holds_says_whom_to_wait_for(tmp_path, monkeypatch):
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *where, **how: connect(*where, timeout=0.01, **how))
+    run = RunFolder(tmp_path)
+    made, opened = LexicalIndex.make(run), LexicalIndex.of_run(run)
+    with contextlib.closing(connect(tmp_path / "lexical.sqlite")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for attempt in (
+            lambda: LexicalIndex.of_run(run), lambda: LexicalIndex.make(run), lambda: len(made),
+            lambda: opened.with_title("Tea", 1), lambda: opened.select([Condition("brand", "=", "Sansha")]),
+        ):  # fmt: skip
+            with pytest.raises(
+                UserError, match=r"lexical\.sqlite is held by another program.* Wait until that has ended"
+            ):
+                attempt()
+        other.rollback()
+    assert opened.with_title("Tea", 1) == []
 
 
 def test_a_cross_encoder_is_loaded_and_a_missing_one_is_one_sentence(tmp_path, retriever):
