@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from config import (
     PRESETS,
@@ -119,6 +121,22 @@ def build_llama(folder: Path, **shape: float) -> None:
     ).save_pretrained(folder)
 
 
+def build_opt(folder: Path, positions: int) -> None:
+    """OPT, which has a table of positions, with SmolLM2's tokenizer."""
+    from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
+
+    from pipeline.models import bundled
+
+    tokenizer = AutoTokenizer.from_pretrained(bundled.resolve("bundled/SmolLM2-135M-Instruct"))
+    tokenizer.save_pretrained(folder)
+    OPTForCausalLM(
+        OPTConfig(
+            vocab_size=len(tokenizer), hidden_size=64, word_embed_proj_dim=64, ffn_dim=128, num_hidden_layers=2,
+            num_attention_heads=4, max_position_embeddings=positions, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+
+
 def build_wide_llama(folder: Path) -> None:
     """The same with 256 columns: Unsloth's 4-bit kernel for a single sequence is wrong for 64, which no real model has."""
     build_llama(folder, hidden_size=256, intermediate_size=512, initializer_range=0.1)
@@ -172,3 +190,28 @@ def tiny_config(model: Path | str, output_dir: Path, **sections: object) -> Conf
         questions=QuestionsConfig(examples=("Nothing of this name",), held_out=2),
     )  # fmt: skip
     return replace(config, **sections)
+
+
+def build_encoder(folder: Path, kind: str = "BertModel", **shape: int) -> None:
+    """A BERT, or another class of transformers named `kind` with its config, over the words of the demo's first records."""
+    import transformers
+
+    words = sorted({word for line in sample_lines()[:50] for word in line.lower().split() if word.isalpha()})
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]), encoding="utf-8"
+    )
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    model = getattr(transformers, kind)
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = model.config_class(vocab_size=len(words) + 5, pad_token_id=0, **small | shape)
+    model(config).save_pretrained(folder)
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the weights in the files of a model or an adapter: `change` is given them by name."""
+    from safetensors.torch import load_file, save_file
+
+    (file,) = folder.glob("*.safetensors")
+    weights = load_file(file)
+    change(weights)
+    save_file({name: weight.clone() for name, weight in weights.items()}, file, {"format": "pt"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from pipeline.run.run_folder import remake
 
 if TYPE_CHECKING:
     import torch
+
+_OF_LORA = ".lora_"  # in the name of each of the adapter's weights
 
 
 def add_adapter(base: LanguageModel, config: LoraConfig, seed: int, checkpointing: bool) -> LanguageModel:
@@ -47,19 +50,40 @@ def peft_lora_config(config: LoraConfig) -> Any:
 
 
 def load_adapter(base: LanguageModel, folder: Path) -> LanguageModel:
-    """Load a trained adapter onto its base model; a UserError if its weights are not a whole safetensors file."""
-    from peft import PeftModel
-    from safetensors import SafetensorError, safe_open
+    """Load a trained adapter onto its base model.
+
+    Raises:
+        UserError: its weights are not a whole safetensors file, are not those of this base model, or are not finite.
+    """
+    import torch
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     weights = folder / "adapter_model.safetensors"
     try:
         # PEFT would read a pickle instead, if there were one.
-        with safe_open(weights, "pt"):
-            pass
+        found = {name: tensor for name, tensor in load_file(weights).items() if _OF_LORA in name}
     except (FileNotFoundError, SafetensorError) as error:
         raise remake(weights, f"{weights} is missing or damaged ({error}).") from error
-    with quiet_loading():
-        model = PeftModel.from_pretrained(base.model, str(folder))
+    for name, tensor in found.items():
+        if not torch.isfinite(tensor).all():
+            raise remake(weights, f"{weights} holds numbers that are not finite, in {name}.")
+    try:
+        with quiet_loading(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # as below
+            model = PeftModel.from_pretrained(base.model, str(folder))
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise remake(
+            weights, f"{weights} does not fit {base.name}: it was trained on a model of another shape."
+        ) from error
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    differing = sorted(found.keys() ^ {name for name in expected if _OF_LORA in name})
+    if differing:
+        missing = "has no" if differing[0] not in found else "has a weight that is not of this model,"
+        raise remake(weights, f"{weights} does not fit {base.name}: it {missing} {differing[0]}.")
     name = f"{base.name} + {folder.name}"
     return _ready(model, base.tokenizer, base.backend, name, base.precision, base.compute_format, base.answering_format)
 

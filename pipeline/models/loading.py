@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from config import ModelConfig
-from pipeline.models import base_checks, bundled, devices, distributed, generation
+from pipeline.models import base_checks, bundled, devices, distributed, finite, generation
 from pipeline.models.devices import ComputeFormat, NumberFormat, best_device
 from pipeline.models.language_model import Backend, LanguageModel, Precision, cast_weights, set_training
-from pipeline.models.loading_errors import helpful_loading_errors, quiet_loading
+from pipeline.models.loading_errors import complete_weights, helpful_loading_errors, quiet_loading
 from pipeline.models.size import count_parameters
 from pipeline.run.errors import UserError
 
@@ -126,10 +126,11 @@ def load_base(
 
             # Above what the model was made for, Unsloth would scale its positions, for this stage alone.
             most = model_config(config.name).get("max_position_embeddings", max_length)
-            model, _ = FastLanguageModel.from_pretrained(
-                path, max_seq_length=min(max_length, most), load_in_4bit=precision == "4bit", use_exact_model_name=True,
-                dtype=form.dtype,
-            )  # fmt: skip
+            with complete_weights():
+                model, _ = FastLanguageModel.from_pretrained(
+                    path, max_seq_length=min(max_length, most), load_in_4bit=precision == "4bit",
+                    use_exact_model_name=True, dtype=form.dtype,
+                )  # fmt: skip
         else:
             model = _load_with_transformers(path, precision, form.dtype)
     if precision == "16bit":
@@ -137,7 +138,34 @@ def load_base(
     ready = _ready(model, tokenizer, backend, config.name, precision, form, answering)
     if training_format is None:
         set_training(ready, False)
+    # Unsloth's models answer only once they were made ready to; sharded ones have no weights yet.
+    if not distributed.shards_weights() and (training_format is None or backend == "transformers"):
+        require_finite(ready)
     return ready
+
+
+def require_finite(language_model: LanguageModel) -> None:
+    """Raise a UserError if a model computes no numbers: its files are damaged, or its number format is too narrow."""
+    import torch
+
+    model = language_model.model
+    ids = torch.tensor([language_model.tokenizer("a")["input_ids"]], device=model.device)
+
+    def logits() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(input_ids=ids).logits
+
+    if not logits().isnan().any():
+        return
+    place, damaged = finite.where_not(model, logits)
+    if damaged:
+        with helpful_loading_errors(language_model.name):
+            raise ValueError(f"{place} in its files holds numbers that are not finite.")
+    form = language_model.compute_format.name
+    raise UserError(
+        f"{language_model.name} leaves the range of {form} in {place}. Give --model.compute-dtype "
+        f"{'bfloat16, or float32' if form == 'float16' else 'float32'}."
+    )
 
 
 def answering_format(config: ModelConfig, path: str, backend: Backend, precision: Precision) -> ComputeFormat:
@@ -161,7 +189,7 @@ def load_for_merging(config: ModelConfig, precision: Precision) -> tuple[Languag
     from transformers import AutoModelForCausalLM
 
     path, options = bundled.resolve(config.name), {}
-    with helpful_loading_errors(config.name), quiet_loading():
+    with helpful_loading_errors(config.name), quiet_loading(), complete_weights():
         _require_what_reads(path)
         shape = load_shape(path)
         if not quantized_files(path):
@@ -183,7 +211,9 @@ def load_for_merging(config: ModelConfig, precision: Precision) -> tuple[Languag
         form = ComputeFormat(stored_name, reason)
     print(f"{config.name} is merged in {form}.", flush=True)
     cast_weights(model, form.dtype)
-    return _ready(model, tokenizer, "transformers", config.name, precision, form, form), stored
+    ready = _ready(model, tokenizer, "transformers", config.name, precision, form, form)
+    require_finite(ready)
+    return ready, stored
 
 
 def load_shape(path: str) -> PreTrainedConfig:
@@ -225,7 +255,7 @@ def _load_with_transformers(path: str, precision: Precision, dtype: torch.dtype)
         config.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
     elif precision == "4bit":
         options["quantization_config"] = four_bits(bnb_4bit_compute_dtype=dtype)
-    with quiet_loading():
+    with quiet_loading(), complete_weights():
         return AutoModelForCausalLM.from_pretrained(
             path,
             config=config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,13 @@ from pipeline.models.language_model import Precision
 from pipeline.models.loading_errors import helpful_loading_errors
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig
-    from transformers.models.auto.modeling_auto import _BaseModelWithGenerate as CausalModel
+
+    from pipeline.models.language_model import CausalModel
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight: its 4 bits, and scales that are quantized themselves
+_OF_POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|positions_embed|position_embeddings)$")
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,33 @@ def _first(layer: PreTrainedConfig, *names: str) -> int | None:
         if value := getattr(layer, name, None):
             return max(value) if isinstance(value, (list, tuple)) else value
     return None
+
+
+def token_limit(model: torch.nn.Module) -> int | None:
+    """Return how many tokens a loaded model of transformers reads, prompt and answer together; None if nothing bounds it.
+
+    A table of positions is read to its end, and rotary positions as far as config.json says that they were trained.
+    """
+    import torch
+
+    config: Any = model.config  # for torch, attributes are tensors and modules
+    stated = _first(config.get_text_config(decoder=True), "max_position_embeddings", "max_seq_len")
+    limits = [stated] if stated is not None and stated > 0 else []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and _OF_POSITIONS.search(name):
+            # Some begin to count after the padding token (RoBERTa), some after a number of their own (OPT).
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - getattr(module, "offset", first))
+    return min(limits, default=None)
+
+
+def token_limit_of(name: str) -> int | None:
+    """Return how many tokens a model reads, as token_limit, from its config.json alone."""
+    from transformers import AutoConfig
+
+    with helpful_loading_errors(name):
+        path = bundled.resolve(name)
+        return token_limit(without_weights(AutoConfig.from_pretrained(path, trust_remote_code=False)))
 
 
 def model_size(config: ModelConfig, lora: LoraConfig) -> ModelSize:

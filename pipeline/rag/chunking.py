@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from langchain_huggingface import HuggingFaceEmbeddings
 
 TOKENIZED_AT_A_TIME = 1024
+MOST_STATED = 2**20  # tokens; what a model seems to read beyond stands for no limit
 
 Record = tuple[str, str] | tuple[str, str, Metadata | None]
 """(title, content) or (title, content, metadata), which may be None."""
@@ -61,6 +62,8 @@ def chunk_size(config: RagConfig, embeddings: HuggingFaceEmbeddings) -> ChunkSiz
         UserError: the model does not read so much, or does not say how much it reads where that is not set.
     """
     limit = sentence_transformer(embeddings).max_seq_length
+    if limit is not None and limit > MOST_STATED:  # the largest integer there is, or infinity
+        limit = None
     tokens = config.chunk_tokens or limit
     if tokens is None:
         raise UserError(f"{config.embedding_model} does not say how many tokens it reads. Give --rag.chunk-tokens.")

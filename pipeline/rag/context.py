@@ -10,6 +10,12 @@ from pipeline.models.answerer import AnsweringModel
 from pipeline.rag import retrieval
 
 
+def room_for_context(model: AnsweringModel, max_context_tokens: int, new_tokens: int) -> int:
+    """Return how many tokens prompt and retrieved texts may have: as set, or what the model leaves beside an answer."""
+    limit = model.token_limit
+    return max_context_tokens if limit is None else min(max_context_tokens, limit - new_tokens)
+
+
 def prompt_with_records(
     model: AnsweringModel, title: str, hits: Sequence[retrieval.Hit], max_tokens: int
 ) -> tuple[str, list[retrieval.Hit]]:

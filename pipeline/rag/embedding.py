@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from config import RagConfig
-from pipeline.models import bundled, devices
-from pipeline.models.loading_errors import loading_errors, quiet_loading
+from pipeline.models import bundled, devices, finite
+from pipeline.models.loading_errors import complete_weights, loading_errors, quiet_loading
+from pipeline.models.size import token_limit
 from pipeline.run.errors import UserError
 
 if TYPE_CHECKING:
     import numpy
+    import torch
     from langchain_huggingface import HuggingFaceEmbeddings
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer
 
 DocumentEncoder = Callable[[list[str], list[list[int]]], Iterator[tuple[list[int], "numpy.ndarray"]]]
+IN_32_BITS = "Give --rag.embedding-precision float32."
 BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65_536}
 
 
@@ -26,7 +30,7 @@ def load_embeddings(config: RagConfig) -> HuggingFaceEmbeddings:
     """Load the embedding model.
 
     Raises:
-        UserError: there is no such model, or its backend is not installed.
+        UserError: there is no such model, its files are damaged, or its backend is not installed.
     """
     # Tokenizing millions of texts is worth all cores. What would fork after that does not in this project.
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -45,7 +49,8 @@ def load_embeddings(config: RagConfig) -> HuggingFaceEmbeddings:
         form = devices.compute_format("embedding", config.embedding_precision)
         model_kwargs["model_kwargs"] = {"dtype": form.name, "use_safetensors": True}
     try:
-        with quiet_loading():
+        # Models that were trained to fill in words have no pooler, which sentence-transformers does not use.
+        with quiet_loading(), complete_weights(unused="pooler"):
             embeddings = HuggingFaceEmbeddings(
                 model_name=bundled.resolve(config.embedding_model),
                 model_kwargs=model_kwargs,
@@ -53,9 +58,47 @@ def load_embeddings(config: RagConfig) -> HuggingFaceEmbeddings:
             )
     except loading_errors() as error:
         raise cannot_load("embedding model", config.embedding_model, error, "--rag.embedding-model") from error
-    if sentence_transformer(embeddings).prompts.get("query"):
+    model = sentence_transformer(embeddings)
+    limit_tokens(model)
+    if is_static(model):
+        model.tokenizer.no_truncation()  # records are cut into pieces, which are read to the end
+
+    def embed() -> torch.Tensor:
+        return model.encode("a", convert_to_tensor=True)
+
+    require_finite(model, embed, "embedding model", config.embedding_model, "--rag.embedding-model", IN_32_BITS)
+    if model.prompts.get("query"):
         embeddings.query_encode_kwargs = {**embeddings.encode_kwargs, "prompt_name": "query"}
     return embeddings
+
+
+def limit_tokens(model: SentenceTransformer | CrossEncoder) -> None:
+    """Let a model read no more tokens than it has positions for: its tokenizer may state more, or nothing."""
+    from transformers import PreTrainedModel
+
+    transformer = getattr(model[0], "auto_model", None)
+    limit = token_limit(transformer) if isinstance(transformer, PreTrainedModel) else None
+    if limit is not None and (model.max_seq_length is None or model.max_seq_length > limit):
+        model.max_seq_length = limit
+
+
+def require_finite(
+    model: torch.nn.Module, compute: Callable[[], torch.Tensor], kind: str, name: str, setting: str, remedy: str
+) -> None:
+    """Raise a UserError if what a model of sentence-transformers computes is not finite.
+
+    Args:
+        model: whose weights and layers are looked at.
+        compute: runs it on a short text.
+        kind, name, setting: as for cannot_load.
+        remedy: what to do where the number format is too narrow.
+    """
+    if compute().isfinite().all():
+        return
+    place, damaged = finite.where_not(model, compute)
+    if damaged:
+        raise cannot_load(kind, name, ValueError(f"{place} in its files holds numbers that are not finite."), setting)
+    raise UserError(f"The {kind} {name!r} leaves the range of its number format in {place}. {remedy}")
 
 
 def cannot_load(kind: str, name: str, error: Exception, setting: str) -> UserError:
@@ -75,6 +118,8 @@ def runs_on(embeddings: HuggingFaceEmbeddings, config: RagConfig) -> dict[str, s
     where = {"backend": model.get_backend(), "device": model.device.type}
     if model.dtype is None:
         return where
+    if is_static(model):
+        return where | {"precision": str(model.dtype).removeprefix("torch."), "precision_reason": "as its files"}
     form = devices.compute_format("embedding", config.embedding_precision)
     return where | {"precision": form.name, "precision_reason": form.reason}
 
@@ -87,9 +132,19 @@ def document_prompt(embeddings: HuggingFaceEmbeddings) -> str:
 
 def tokenize(embeddings: HuggingFaceEmbeddings, texts: list[str]) -> list[list[int]]:
     """Return the tokens of each text, those that mark its beginning and end included."""
-    tokenizer = sentence_transformer(embeddings).tokenizer
+    model = sentence_transformer(embeddings)
+    tokenizer = model.tokenizer
+    if is_static(model):
+        return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     options = {"truncation": False, "verbose": False, "return_attention_mask": False, "return_token_type_ids": False}
     return tokenizer(texts, add_special_tokens=True, **options)["input_ids"]
+
+
+def is_static(model: SentenceTransformer) -> bool:
+    """Tell whether a model is a table of vectors (StaticEmbedding, Model2Vec), the mean of which is that of a text."""
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    return isinstance(model[0], StaticEmbedding)
 
 
 def token_batches(counts: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
@@ -143,16 +198,30 @@ def _vectors(model: SentenceTransformer, batch: list[list[int]]) -> numpy.ndarra
     # sentence-transformers' encode() would tokenize again, which takes seven times as long as a GPU computes.
     import torch
 
-    longest, padding = max(map(len, batch)), model.tokenizer.pad_token_id
+    features = _end_to_end(batch) if is_static(model) else _padded(model.tokenizer, batch)
+    with torch.inference_mode():
+        output = model({name: values.to(model.device) for name, values in features.items()})
+        return output["sentence_embedding"].float().cpu().numpy()
+
+
+def _end_to_end(batch: list[list[int]]) -> dict[str, torch.Tensor]:
+    import torch
+
+    starts = itertools.accumulate([len(ids) for ids in batch[:-1]], initial=0)
+    return {"input_ids": torch.tensor([token for ids in batch for token in ids]), "offsets": torch.tensor([*starts])}
+
+
+def _padded(tokenizer: Any, batch: list[list[int]]) -> dict[str, torch.Tensor]:
+    import torch
+
+    longest, padding = max(map(len, batch)), tokenizer.pad_token_id
     features = {
         "input_ids": torch.tensor([ids + [padding] * (longest - len(ids)) for ids in batch]),
         "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in batch]),
     }
-    if "token_type_ids" in model.tokenizer.model_input_names:
+    if "token_type_ids" in tokenizer.model_input_names:
         features["token_type_ids"] = torch.zeros_like(features["input_ids"])
-    with torch.inference_mode():
-        output = model({name: values.to(model.device) for name, values in features.items()})
-        return output["sentence_embedding"].float().cpu().numpy()
+    return features
 
 
 def _of_length_one(vectors: numpy.ndarray) -> numpy.ndarray:
@@ -161,7 +230,7 @@ def _of_length_one(vectors: numpy.ndarray) -> numpy.ndarray:
 
     vectors = vectors.astype("float32", copy=False)
     if not numpy.isfinite(vectors).all():
-        raise UserError(
-            "The embedding model gives numbers that are not finite. Give --rag.embedding-precision float32."
-        )
-    return vectors / numpy.linalg.norm(vectors, axis=1, keepdims=True)
+        raise UserError(f"The embedding model gives numbers that are not finite. {IN_32_BITS}")
+    lengths = numpy.linalg.norm(vectors, axis=1, keepdims=True)
+    # A text of which a table of vectors knows no word has none.
+    return numpy.divide(vectors, lengths, out=numpy.zeros_like(vectors), where=lengths > 0)

@@ -12,13 +12,14 @@ from pipeline.data.cleaning import normalise_title
 from pipeline.data.metadata import Metadata
 from pipeline.data.words import indexed_words, search_words
 from pipeline.models import bundled, devices
-from pipeline.models.loading_errors import loading_errors
+from pipeline.models.loading_errors import complete_weights, loading_errors
 from pipeline.rag import embedding, vector_store
 from pipeline.rag.lexical import LexicalIndex
 from pipeline.run.manifests import read_manifest
 from pipeline.run.run_folder import VECTORS, WORDS, RunFolder
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import CrossEncoder
 
 CANDIDATES = 50  # by meaning, and by words
@@ -82,14 +83,24 @@ def open_retriever(run: RunFolder, config: RagConfig) -> Retriever:
 
 
 def load_reranker(name: str) -> CrossEncoder:
-    """Load a cross-encoder, or raise a UserError if there is none of this name."""
+    """Load a cross-encoder, or raise a UserError if there is none of this name, or its files are damaged."""
     from sentence_transformers import CrossEncoder
+
+    setting = "--rag.reranker: it names a cross-encoder, and an embedding model is none"
+
+    def order() -> torch.Tensor:
+        return model.predict([("a", "a")], convert_to_tensor=True)
 
     try:
         options = {"use_safetensors": True, "dtype": devices.compute_format("embedding").name}
-        return CrossEncoder(bundled.resolve(name), num_labels=1, trust_remote_code=False, model_kwargs=options)
+        # An embedding model would order by a head of random weights.
+        with complete_weights():
+            model = CrossEncoder(bundled.resolve(name), num_labels=1, trust_remote_code=False, model_kwargs=options)
     except loading_errors() as error:
-        raise embedding.cannot_load("reranker", name, error, "--rag.reranker") from error
+        raise embedding.cannot_load("reranker", name, error, setting) from error
+    embedding.limit_tokens(model)
+    embedding.require_finite(model, order, "reranker", name, setting, "Name another with --rag.reranker.")
+    return model
 
 
 def word_match(meant: dict[str, list[str]], query: Sequence[str], lexical: LexicalIndex) -> Callable[[str], Match]:

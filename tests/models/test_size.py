@@ -9,7 +9,7 @@ import pytest
 
 from config import LoraConfig
 from pipeline.models import generation
-from pipeline.models.size import shape_of, size_of_architecture
+from pipeline.models.size import shape_of, size_of_architecture, token_limit
 
 # Where an architecture has a setting of this name.
 TINY = {
@@ -93,3 +93,29 @@ def test_a_token_keeps_no_more_than_is_told(architectures):
     assert len(run) >= FEWEST_RUN
     assert {name: pair for name, pair in run.items() if pair[1] > pair[0]} == {}
     assert {name: run[name] for name in KEEP_EXACTLY if run[name][0] != run[name][1]} == {}
+
+
+# Beyond its table of positions, each of these fails.
+WITH_A_TABLE = ("gpt2", "gpt_bigcode", "opt", "biogpt", "openai-gpt", "roberta", "xlm-roberta", "electra")
+
+
+@pytest.mark.parametrize("name", WITH_A_TABLE)
+def test_a_model_reads_as_many_tokens_as_is_told_and_no_more(architectures, name):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config, _ = architectures[name]
+    model = AutoModelForCausalLM.from_config(config).eval()
+    limit = token_limit(model)
+    assert limit in (512, 511)
+    ids = torch.full((1, limit + 1), 7)
+    with torch.inference_mode():
+        assert model(input_ids=ids[:, 1:]).logits.isfinite().all()
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=ids)
+
+
+def test_what_bounds_other_models(architectures):
+    told = {name: token_limit(model) for name, (_, model) in architectures.items()}
+    assert {name for name, limit in told.items() if limit is None} >= {"bloom", "mamba", "xlstm"}
+    assert (told["llama"], told["mpt"], told["gpt_neox"]) == (512, 2048, 512)
