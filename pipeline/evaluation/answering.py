@@ -39,12 +39,13 @@ def answer_questions(
     texts: dict[int, str] = {}
     answers: dict[int, Answer] = {}
     sources: dict[int, list[Hit]] = {}
+    room = room_for_records(model, settings, retrieved.rag) if retrieved is not None else 0
     for position, question in enumerate(asked):
         if retrieved is None:
             texts[position] = model.prompt_format.prompt(question.title)
         elif retrieval.answerable(retrieved.hits[position], retrieved.rag):
             texts[position], sources[position] = context.prompt_with_records(
-                model, question.title, retrieved.hits[position], retrieved.rag.max_context_tokens
+                model, question.title, retrieved.hits[position], room
             )
         else:
             answers[position] = Answer(retrieved.rag.not_found, 0, True, 0.0)
@@ -65,6 +66,17 @@ def answer_questions(
         print_entry(entry, model.prompt_format.title_label, model.prompt_format.content_label)
         entries.append(entry)
     return entries
+
+
+def room_for_records(model: AnsweringModel, settings: GenerationConfig, rag: RagConfig) -> int:
+    """Return how many tokens prompt and retrieved texts may have; print it if that is fewer than rag.max_context_tokens."""
+    room = context.room_for_context(model, rag.max_context_tokens, settings.max_new_tokens)
+    if room < rag.max_context_tokens:
+        print(
+            f"{model.name} reads {model.token_limit:,} tokens: prompt and retrieved texts have {room:,} at most "
+            f"(--rag.max-context-tokens {rag.max_context_tokens})."
+        )
+    return room
 
 
 def explain(answer: str, used: Sequence[Hit], lexical: LexicalIndex) -> dict[str, Any]:

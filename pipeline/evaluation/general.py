@@ -13,6 +13,7 @@ from tqdm import tqdm
 from config import PROJECT_DIR
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.prompts import PromptFormat, answered_ids
+from pipeline.models.size import token_limit
 
 TEXTS = PROJECT_DIR / "data" / "general.jsonl"
 
@@ -40,6 +41,8 @@ def compare_with_base(
 ) -> list[dict[str, float]]:
     """Read every text with the fine-tuned model and, its adapter switched off, with the base model.
 
+    Texts that are longer than the model reads are left out, and their number is printed.
+
     Returns:
         of each text: tokens; base_loss and tuned_loss, the sums of the negative log-likelihoods in nats; kl, the sum over the tokens
         of the Kullback-Leibler divergence from the base model's distribution of the next token to the fine-tuned one's.
@@ -49,6 +52,10 @@ def compare_with_base(
     # Without the instruction that the records are asked with: these are other tasks.
     prompts = [prompt_format.plain(text.prompt) for text in texts]
     rows = answered_ids(prompt_format, tuned.tokenizer, prompts, [text.text for text in texts])
+    limit = token_limit(tuned.model)
+    if limit is not None and any(len(ids) > limit for _, ids in rows):
+        rows, whole = [(start, ids) for start, ids in rows if len(ids) <= limit], len(rows)
+        print(f"{whole - len(rows)} of them are left out: they have more than the {limit:,} tokens that it reads.")
     measured = []
     for start, ids in tqdm(rows, desc="Reading general texts", unit="text", dynamic_ncols=True):
         row = torch.tensor([ids[:-1]], device=tuned.model.device)  # whether it ends here is not asked

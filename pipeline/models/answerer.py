@@ -15,6 +15,7 @@ from pipeline.models.language_model import LanguageModel
 from pipeline.models.llama_cpp import CONTEXT_TOKENS, GgufModel
 from pipeline.models.precision import precision_to_answer
 from pipeline.models.prompts import PromptFormat
+from pipeline.models.size import token_limit
 from pipeline.models.trained import adapter_folder, base_model, gguf_path, merged_folder, trained_precision
 from pipeline.run.run_folder import RunFolder
 
@@ -36,6 +37,10 @@ class AnsweringModel(Protocol):
     @property
     def runs_on(self) -> dict[str, str]:
         """Return what runs the model, and where, for the manifest."""
+
+    @property
+    def token_limit(self) -> int | None:
+        """Return how many tokens it reads, prompt and answer together; None if nothing bounds them."""
 
     def count_tokens(self, prompt: str) -> int:
         """Return the tokens of a prompt, BOS included."""
@@ -73,6 +78,11 @@ class TransformersModel:
     def runs_on(self) -> dict[str, str]:
         """Return what runs the model, and where, for the manifest."""
         return self.loaded.runs_on
+
+    @property
+    def token_limit(self) -> int | None:
+        """Return how many tokens it reads, prompt and answer together; None if nothing bounds them."""
+        return token_limit(self.loaded.model)
 
     @property
     def has_adapter(self) -> bool:

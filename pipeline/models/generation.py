@@ -12,7 +12,8 @@ from config import GenerationConfig
 from pipeline.models.devices import free_memory
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.prompts import PromptFormat, answered_ids, end_id, prompt_ids
-from pipeline.models.size import shape_of
+from pipeline.models.size import shape_of, token_limit
+from pipeline.run.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,9 @@ def generate(
     Args:
         prompts: texts from PromptFormat.prompt.
         advance: called with the number of answers that were finished since the last call.
+
+    Raises:
+        UserError: the longest prompt leaves no room for an answer.
     """
     import torch
 
@@ -58,8 +62,9 @@ def generate(
     ends = stop_ids(language_model, prompt_format)
     answers: dict[int, Answer] = {}
     ids = [prompt_ids(prompt_format, tokenizer, prompt) for prompt in prompts]
-    longest = max(map(len, ids), default=0) + config.max_new_tokens
-    batch_size = config.batch_size or fitting_batch_size(language_model, longest)
+    longest = max(map(len, ids), default=0)
+    require_room(language_model.name, token_limit(language_model.model), longest, config.max_new_tokens)
+    batch_size = config.batch_size or fitting_batch_size(language_model, longest + config.max_new_tokens)
     order = sorted(range(len(ids)), key=lambda position: len(ids[position]), reverse=True)
     for start in range(0, len(ids), batch_size):
         batch = order[start : start + batch_size]
@@ -75,6 +80,25 @@ def generate(
     return [answers[position] for position in range(len(ids))]
 
 
+def require_room(
+    name: str, limit: int | None, prompt_tokens: int, new_tokens: int, setting: str = "--answers.max-new-tokens"
+) -> None:
+    """Raise a UserError if a model does not read a prompt and its answer to the end.
+
+    Args:
+        name: of the model.
+        limit: tokens that it reads, prompt and answer together; None if nothing bounds them.
+        prompt_tokens: of the longest prompt.
+        new_tokens: of an answer, at most.
+        setting: says how many these are.
+    """
+    if limit is not None and prompt_tokens + new_tokens > limit:
+        raise UserError(
+            f"A prompt of {prompt_tokens:,} tokens and an answer of {new_tokens:,} ({setting}) are more than the {limit:,} "
+            f"tokens that {name} reads. Ask with a shorter text, or lower {setting}."
+        )
+
+
 def fitting_batch_size(language_model: LanguageModel, tokens: int) -> int:
     """Return how many sequences of so many tokens are answered at a time, by the memory that they take."""
     shape = shape_of(language_model.model.config)
@@ -86,7 +110,11 @@ def fitting_batch_size(language_model: LanguageModel, tokens: int) -> int:
 def stream(
     language_model: LanguageModel, prompt_format: PromptFormat, prompt: str, config: GenerationConfig
 ) -> Generator[str, None, None]:
-    """Yield the pieces of one answer as they are written; whoever closes the iterator ends the writing at the next token."""
+    """Yield the pieces of one answer as they are written; whoever closes the iterator ends the writing at the next token.
+
+    Raises:
+        UserError: the prompt leaves no room for the answer.
+    """
     import torch
     from transformers import StoppingCriteriaList, TextIteratorStreamer
 
@@ -95,6 +123,7 @@ def stream(
     ends = stop_ids(language_model, prompt_format)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids = torch.tensor([prompt_ids(prompt_format, tokenizer, prompt)], device=language_model.model.device)
+    require_room(language_model.name, token_limit(language_model.model), ids.shape[1], config.max_new_tokens)
     failures: list[BaseException] = []
     closed = threading.Event()
 
@@ -153,12 +182,12 @@ def reference_loss(
 
     Returns:
         reference_loss, the sum of the negative log-likelihoods in nats, and reference_tokens, how many they are: the
-        first REFERENCE_TOKENS of the reference and its end token. Nothing if there is no reference.
+        first REFERENCE_TOKENS of the reference and its end token, as far as the model reads. Nothing if there is no reference.
     """
     if not reference:
         return {}
     [(start, ids)] = answered_ids(prompt_format, language_model.tokenizer, [prompt], [reference])
-    losses = read(language_model, ids[: start + REFERENCE_TOKENS], start).losses
+    losses = read(language_model, ids[: start + REFERENCE_TOKENS][: token_limit(language_model.model)], start).losses
     return {"reference_loss": round(sum(losses), 4), "reference_tokens": len(losses)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from config import GenerationConfig
-from pipeline.models.generation import Answer, Reading
+from pipeline.models.generation import Answer, Reading, require_room
 from pipeline.models.prompts import PromptFormat
 from pipeline.run.errors import UserError
 from pipeline.run.run_folder import remake
@@ -57,6 +58,7 @@ class GgufModel:
         self._answer("/slots")
         model = self._answer("/v1/models")["data"][0]["meta"]
         number_format = model["ftype"]
+        self.token_limit = min(context_tokens, model["n_ctx_train"])
         self._vocabulary, self._letter = model["n_vocab"], self.tokenize("a")[-1]
         precision = "16bit" if number_format in NOT_QUANTIZED else number_format
         self.runs_on = {"backend": "llama.cpp", "device": device(), "precision": precision}
@@ -100,7 +102,9 @@ class GgufModel:
         settings: GenerationConfig,
         advance: Callable[[int], object] = lambda _: None,
     ) -> list[Answer]:
-        """Answer prompts one after another."""
+        """Answer prompts one after another; a UserError if the longest leaves no room for an answer."""
+        longest = max(map(self.count_tokens, prompts), default=0)
+        require_room(self.name, self.token_limit, longest, settings.max_new_tokens)
         answers = []
         for prompt in prompts:
             started = time.perf_counter()
@@ -112,7 +116,8 @@ class GgufModel:
         return answers
 
     def stream(self, prompt: str, settings: GenerationConfig) -> Generator[str, None, None]:
-        """Yield the pieces of one answer as they are written."""
+        """Yield the pieces of one answer as they are written; a UserError if the prompt leaves no room for it."""
+        require_room(self.name, self.token_limit, self.count_tokens(prompt), settings.max_new_tokens)
         pieces: queue.Queue[Any] = queue.Queue()
         request = {**_request(self.prompt_format, prompt, settings), "stream": True}
 
@@ -131,14 +136,14 @@ class GgufModel:
                 yield _checked(part)["choices"][0]["text"]
 
     def read(self, ids: Sequence[int], start: int) -> Reading:
-        """Return what the model makes of ids[start:], given all that stands before."""
+        """Return what the model makes of ids[start:], given all that stands before; losses are NaN where it computes no numbers."""
         choices, losses = [], []
         for position in range(start, len(ids)):
             before, token = ids[:position], ids[position]
             found = self._forced(before, token, told=1)
             if found is not None:
                 choices.append(found["top_logprobs"][0]["id"])
-                losses.append(-found["logprob"])
+                losses.append(-_number(found["logprob"]))
             else:  # the token is a part of a character, which the server holds back, with all it would tell
                 likelihoods = self.likeliest(before, self._vocabulary)
                 choices.append(next(iter(likelihoods)))
@@ -149,7 +154,7 @@ class GgufModel:
         """Return the likeliest next tokens, the likeliest first, with their log-likelihoods."""
         found = self._forced(ids, self._letter, told=number)
         assert found is not None  # a letter is a whole character
-        return {token["id"]: token["logprob"] for token in found["top_logprobs"]}
+        return {token["id"]: _number(token["logprob"]) for token in found["top_logprobs"]}
 
     def _forced(self, ids: Sequence[int], token: int, told: int) -> dict[str, Any] | None:
         """Force the next token; return its log-likelihood and those of the likeliest ones, as they were before that."""
@@ -189,6 +194,10 @@ def _request(prompt_format: PromptFormat, prompt: str, config: GenerationConfig)
         **sampling(config),
         "stop": [prompt_format.end],
     }
+
+
+def _number(logprob: float | None) -> float:
+    return math.nan if logprob is None else logprob  # JSON has no NaN
 
 
 def _checked(result: Any) -> dict[str, Any]:

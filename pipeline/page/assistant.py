@@ -138,7 +138,8 @@ class Assistant:
         try:
             # One column is RAG's: the base model writes in it unless another is wanted.
             model = self._models.get("foundation" if rag.answer_with == "auto" else rag.answer_with)
-            prompt, used = context.prompt_with_records(model, title, hits, rag.max_context_tokens)
+            room = context.room_for_context(model, rag.max_context_tokens, settings.max_new_tokens)
+            prompt, used = context.prompt_with_records(model, title, hits, room)
             begun = replace(found, state="writing", sources=tuple(used))
             for progress in _written(model, prompt, settings, begun, started):
                 if progress.state != "done":
