@@ -295,6 +295,8 @@ class TrainConfig:
     """Optimizer steps between two checkpoints."""
     resume: bool = False
     """Go on from the last checkpoint of an interrupted run."""
+    allow_worse: bool = False
+    """End with exit status 0, too, where the training has made the validation loss higher than that of the base model."""
     seed: Annotated[int, _SEEDS] = 3407
     """Seed of the sample, the shuffling, the adapter's first weights and dropout."""
 

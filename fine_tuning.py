@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import Config
+from config import Config, TrainConfig, ranges_of
 from pipeline.data import records
 from pipeline.evaluation import answers, questions
 from pipeline.export import gguf
@@ -29,11 +29,12 @@ from pipeline.models import (
     loading,
     loading_errors,
     prompts,
+    size,
 )
 from pipeline.run import files, manifests
-from pipeline.run.command_line import run_stage
+from pipeline.run.command_line import run_stage, setting_arguments
 from pipeline.run.errors import UserError
-from pipeline.run.run_folder import ADAPTER, LOSS_CURVE, TRAINED_RECORDS, TRAINING_LOG, RunFolder
+from pipeline.run.run_folder import ADAPTER, LOSS_CURVE, TRAINED_RECORDS, TRAINING_LOG, RunFolder, shell_line
 from pipeline.training import dataset, memory, plan, report
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ if TYPE_CHECKING:
 
     from pipeline.training.batching import Batching
 
+TEST_QUERIES = ("printed whole", "streamed")
+
 
 def run(config: Config) -> Path:
     """Train the adapter and return the path of lora_model/."""
     from pipeline.training import session
 
+    lower_rate = command_with_lower_rate(config)
     distributed.prepare(config.train.shard_weights)
     check_settings(config)
     backend = loading.prepare_backend(config.model)
@@ -63,9 +67,12 @@ def run(config: Config) -> Path:
         prompt_format = prompts.make_prompt_format(config.prompt, tokenizer)
         if distributed.is_main():
             warn_if_not_convertible(config, tokenizer, prompt_format)
+        limit = size.token_limit_of(config.model.name)
+        config = within(limit, config, metrics)
         with data.unchanged():
             train_set, validation_set = dataset.build_datasets(config, data, tokenizer, prompt_format, metrics)
             asked = questions.choose_questions(data, config.questions)
+        require_room_to_answer(config, limit, tokenizer, prompt_format, asked)
         chosen, batching = plan.plan_training(config, backend, train_set)
         warn_of_answers_in_another_precision(folder, chosen)
         base = load_base(config, chosen)
@@ -74,10 +81,11 @@ def run(config: Config) -> Path:
         tuned = adapter.add_adapter(base, config.lora, config.train.seed, chosen.checkpointing)
         report.print_parameters(tuned, metrics)
         probe = ask_probe(config, tuned, prompt_format, asked, "before")
-        weights = session.run_training(
-            config.train, folder, shared_settings(config, data, chosen), tuned, chosen, batching, train_set,
-            validation_set, metrics,
-        )  # fmt: skip
+        with naming_remedy(lower_rate):
+            weights = session.run_training(
+                config.train, folder, shared_settings(config, data, chosen), tuned, chosen, batching, train_set,
+                validation_set, metrics,
+            )  # fmt: skip
         if distributed.is_main():
             save_adapter(folder, tuned, prompt_format, weights)
         # The adapter is saved. Whatever happens from here on is raised when the manifest tells so.
@@ -94,7 +102,29 @@ def run(config: Config) -> Path:
         distributed.wait_for_all()
     if failure is not None:
         raise failure
+    if not config.train.allow_worse:
+        with naming_remedy(lower_rate):
+            report.require_better(metrics)
     return folder / ADAPTER
+
+
+def command_with_lower_rate(config: Config) -> str:
+    """Return the command of this training with a tenth of its learning rate."""
+    rate = max(config.train.learning_rate / 10, ranges_of(TrainConfig)["learning_rate"].least)
+    lower = dataclasses.replace(config.train, learning_rate=float(f"{rate:.2g}"), resume=False)
+    options = setting_arguments(
+        "fine_tuning", dataclasses.replace(config, train=lower), ("train.learning_rate", "model.name")
+    )
+    return f"{RunFolder.of(config).command('fine_tuning')} {shell_line(options)}"
+
+
+@contextlib.contextmanager
+def naming_remedy(lower_rate: str) -> Iterator[None]:
+    """Add to the message of a learning rate that was too high the command with a lower one."""
+    try:
+        yield
+    except report.Diverged as error:
+        raise UserError(f"{error} Run `{lower_rate}`, which has a lower learning rate.") from error
 
 
 def check_settings(config: Config) -> None:
@@ -111,10 +141,38 @@ def check_settings(config: Config) -> None:
         loading.require_bitsandbytes(f"--train.optimizer {train.optimizer}", "give --train.optimizer adamw_torch")
 
 
+def within(limit: int | None, config: Config, metrics: dict[str, Any]) -> Config:
+    """Return the settings with no longer records than the base model reads, and print it if that is a change."""
+    if limit is not None and config.train.max_length > limit:
+        print(
+            f"{config.model.name} reads {limit:,} tokens: records are cut at these, not at --train.max-length "
+            f"{config.train.max_length}.\n"
+        )
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_length=limit))
+    metrics["max_length"] = config.train.max_length
+    return config
+
+
+def require_room_to_answer(
+    config: Config,
+    limit: int | None,
+    tokenizer: Any,
+    prompt_format: prompts.PromptFormat,
+    asked: Sequence[questions.Question],
+) -> None:
+    """Raise a UserError if what the model is asked after the training would leave no room for an answer."""
+    texts = [prompt_format.prompt(question.title) for question in asked[: len(TEST_QUERIES)]]
+    if config.questions.probe is not None:
+        texts.append(prompt_format.plain(config.questions.probe.replace("{title}", asked[0].title)))
+    longest = max(len(prompts.prompt_ids(prompt_format, tokenizer, text)) for text in texts)
+    setting = "--generation.max-new-tokens"
+    generation.require_room(config.model.name, limit, longest, config.generation.max_new_tokens, setting)
+
+
 def shared_settings(config: Config, data: records.ProcessedData, chosen: memory.TrainingPlan) -> dict[str, Any]:
     """Return what an interrupted run must have in common with the one that goes on, as flat names and values."""
     settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("prompt", "model", "lora", "train")}
-    for name in ("resume", "memory_gb", "gradient_checkpointing", "passes"):
+    for name in ("resume", "allow_worse", "memory_gb", "gradient_checkpointing", "passes"):
         del settings["train"][name]
     settings["model"].update(precision=chosen.precision, compute_dtype=chosen.compute_format.name)
     flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
@@ -247,7 +305,7 @@ def print_test_queries(
 ) -> None:
     """Ask the trained model twice: one answer printed whole, one as it is written."""
     title_label, content_label = prompt_format.title_label, prompt_format.content_label
-    for number, how in enumerate(("printed whole", "streamed")):
+    for number, how in enumerate(TEST_QUERIES):
         title = asked[number % len(asked)].title
         pieces = pieces_of_answer(config, tuned, prompt_format, prompt_format.prompt(title))
         print(f"\nTest query, {how}\n{title_label}: {title}\n{content_label}: ", end="", flush=True)

@@ -21,7 +21,7 @@ from pipeline.evaluation import questions
 from pipeline.evaluation.forms import TRAINED, compare_losses
 from pipeline.export import gguf, modelfile, parity
 from pipeline.models import adapter as adapters
-from pipeline.models import bundled, generation, language_model, loading, loading_errors, prompts
+from pipeline.models import bundled, finite, generation, language_model, loading, loading_errors, prompts, size
 from pipeline.models.generation import Reading
 from pipeline.models.llama_cpp import CONTEXT_TOKENS, GgufModel
 from pipeline.models.trained import adapter_folder, recorded_precision
@@ -89,8 +89,7 @@ def run(config: Config) -> Path:
             print("Checking that the three forms of the model agree …", flush=True)
             check(config, merged, temporary, metrics)
         merged.prompt_format.save(config.run_dir)
-        most = loading.model_config(str(merged.folder)).get("max_position_embeddings", CONTEXT_TOKENS)
-        context_tokens = min(CONTEXT_TOKENS, most)
+        context_tokens = min(CONTEXT_TOKENS, size.token_limit_of(str(merged.folder)) or CONTEXT_TOKENS)
         with files.atomic_write(config.run_dir / MODELFILE) as file:
             file.write(modelfile.modelfile(target.name, merged.prompt_format, config.generation, context_tokens))
         metrics["gguf_file"] = target.name
@@ -119,7 +118,9 @@ def merge(config: Config, adapter: Path, data: records.ProcessedData, metrics: d
     # Rounded to the format of the files: what is compared is what is saved.
     merged = adapters.merge(tuned, stored)
     language_model.cast_weights(merged.model, merged.compute_format.dtype)
-    read = texts.read(functools.partial(generation.read, merged))
+    with finite.largest_inputs(merged.model) as inputs:
+        read = texts.read(functools.partial(generation.read, merged))
+    parity.check_range(config.gguf.type, merged.model, inputs)
     if base.precision == precision:  # other weights choose other tokens
         least = least_agreement(config, "f16")
         parity.check_agreement("base + adapter", trained.answered, "the merged model", read.answered, least)
@@ -160,18 +161,27 @@ def choose_texts(
     prompt_format: prompts.PromptFormat,
     data: records.ProcessedData,
 ) -> Texts:
-    """Return prompts with the model's own answers, up to their end, and validation records."""
-    answered = []
+    """Return prompts with the model's own answers, up to their end, and validation records, as far as the model reads."""
+    answered, limit = [], size.token_limit(tuned.model)
     for question in questions.choose_questions(data, config.questions)[: config.gguf.parity_prompts]:
         prompt = prompt_format.prompt(question.title)
         start = prompts.prompt_ids(prompt_format, tuned.tokenizer, prompt)
+        for tokens, setting in (
+            (config.gguf.parity_tokens, "--gguf.parity-tokens"),
+            (config.generation.max_new_tokens, "--generation.max-new-tokens"),
+        ):
+            generation.require_room(tuned.name, limit, len(start), tokens, setting)
         ids = generation.greedy_continuation(tuned, prompt_format, start, config.gguf.parity_tokens)
         answered.append(parity.Passage(prompt, ids, len(start)))
     drawn = data.sample("validation", config.merge.validation_size, config.questions.seed)
     asked = [prompt_format.prompt(title) for title, _ in drawn]
     rows = prompts.answered_ids(prompt_format, tuned.tokenizer, asked, [content for _, content in drawn])
     most = config.merge.validation_tokens
-    validation = [parity.Passage(p, ids[: start + most], start) for p, (start, ids) in zip(asked, rows, strict=True)]
+    validation = [
+        parity.Passage(p, ids[: start + most][:limit], start)
+        for p, (start, ids) in zip(asked, rows, strict=True)
+        if limit is None or start < limit
+    ]
     return Texts(answered, validation)
 
 
@@ -185,6 +195,7 @@ def check(config: Config, merged: Merged, gguf_file: Path, metrics: dict[str, An
     with closing(GgufModel(gguf_file, merged.prompt_format)) as model:
         parity.check_tokenization([passage.prompt for passage in answered], token_ids, model)
         converted = merged.texts.read(model.read)
+        parity.check_numbers(config.gguf.type, [*converted.answered, *converted.validation])
         first = model.generate([answered[0].prompt], greedy_generation(config))[0].text
     with_adapter = parity.agreement(merged.trained.answered, merged.merged.answered)
     with_gguf = parity.agreement(merged.merged.answered, converted.answered)

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 STAGE = "search_hyperparameters"
 FAILURES_IN_A_ROW = 3  # that end the search: the settings of a trial are not what is wrong
 # Settings of `train` that change nothing of what is learned, or that a trial has of its own.
-NOT_SHARED = ("resume", "memory_gb", "gradient_checkpointing", "passes", "eval_steps", "save_steps", "logging_steps")
+NOT_SHARED = (
+    "resume", "allow_worse", "memory_gb", "gradient_checkpointing", "passes", "eval_steps", "save_steps", "logging_steps",
+)  # fmt: skip
 
 
 def run(config: Config) -> Path:
@@ -129,8 +131,8 @@ def train(config: Config, trial: Trial, folder: Path) -> float | None:
     own = dataclasses.replace(
         own,
         output_dir=folder.absolute(),
-        # Nothing but the loss is of interest: no checkpoint on the way, hardly any answer.
-        train=dataclasses.replace(own.train, eval_steps=1 / EVALUATIONS, save_steps=10**9),
+        # Nothing but the loss is of interest: no checkpoint on the way, hardly any answer, and a bad loss is a loss.
+        train=dataclasses.replace(own.train, eval_steps=1 / EVALUATIONS, save_steps=10**9, allow_worse=True),
         generation=dataclasses.replace(own.generation, max_new_tokens=1),
         questions=dataclasses.replace(own.questions, probe=None),
     )

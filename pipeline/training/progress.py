@@ -7,10 +7,13 @@ import math
 import time
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from pipeline.run.errors import UserError
 from pipeline.training import checkpoints
+from pipeline.training.report import Diverged
 
 LOGGED = {
     "loss": "loss",
@@ -19,6 +22,25 @@ LOGGED = {
     "grad_norm": "grad_norm",
     "epoch": "epoch",
 }
+
+
+def require_numbers(values: dict[str, float], step: int, model: torch.nn.Module) -> None:
+    """Raise a UserError if the loss after a step is no number and no further step can make it one.
+
+    With float16, a step whose gradients are not finite is left out: the loss may be no number once, and the adapter be fine.
+    """
+    if all(math.isfinite(values[name]) for name in ("loss", "validation_loss") if name in values):
+        return
+    if step == 0:
+        raise UserError(
+            "The loss of the base model is not a number: it leaves the range of its number format on these records. Give "
+            "--model.compute-dtype float32."
+        )
+    trained = (weight for weight in model.parameters() if weight.requires_grad)
+    if "validation_loss" in values or not all(weight.isfinite().all() for weight in trained):
+        raise Diverged(
+            f"The training broke down: at step {step:,}, the loss is not a number any more. No adapter is saved."
+        )
 
 
 class TrainingLog(TrainerCallback):
@@ -45,12 +67,13 @@ class TrainingLog(TrainerCallback):
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        """Append the values to the log and show them behind the bar."""
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs) -> None:
+        """Append the values to the log and show them behind the bar; a UserError if the training is beyond help."""
         values = {ours: logs[theirs] for theirs, ours in LOGGED.items() if theirs in (logs or {})}
         if "loss" not in values and "validation_loss" not in values:
             return
         self.evaluating += logs.get("eval_runtime", 0.0)
+        require_numbers(values, state.global_step, model)
         values["seconds"] = round(time.perf_counter() - self.started - self.evaluating, 3)
         values["tokens"] = state.num_input_tokens_seen
         with self.path.open("a", encoding="utf-8") as file:

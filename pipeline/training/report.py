@@ -9,6 +9,14 @@ from typing import Any
 
 from pipeline.models import language_model
 from pipeline.run import manifests
+from pipeline.run.errors import UserError
+
+WORSE = 0.1
+"""Nats per token by which the validation loss must have risen to say that the training made the model worse: a tenth more perplexity."""
+
+
+class Diverged(UserError):
+    """The learning rate was too high for the model."""
 
 
 def print_environment(base: language_model.LanguageModel) -> None:
@@ -52,6 +60,16 @@ def print_statistics(metrics: dict[str, Any]) -> None:
     else:
         rows["validation loss"] = "not measured: no record is in the validation split"
     print("\n" + "\n".join(f"{name:<22}{value}" for name, value in rows.items()))
+
+
+def require_better(metrics: dict[str, Any]) -> None:
+    """Raise a Diverged if the validation loss has risen, by the figures of a training that has ended."""
+    before, after = (metrics.get(f"validation_loss_{when}", 0.0) for when in ("before", "after"))
+    if after > before + WORSE:
+        raise Diverged(
+            f"The training has made the model worse: the validation loss was {before:.4f} and is {after:.4f}. The adapter is "
+            "kept, and later stages take it."
+        )
 
 
 def peak_memory_gib() -> float:

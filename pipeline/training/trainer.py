@@ -127,6 +127,7 @@ def sft_arguments(
         seed=train.seed,
         logging_steps=train.logging_steps,
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # which tells a loss that is no number as 0
         eval_strategy="steps" if evaluates else "no",
         eval_steps=train.eval_steps if evaluates else None,
         eval_on_start=has_validation and not resumes,
