@@ -32,12 +32,17 @@ def model(smollm2_tokenizer):
 @pytest.mark.parametrize(("ask", "sentence"), [
     (lambda m: m._post("/completion", {"prompt": [10**6]}), "Prompt contains invalid tokens."),
     (lambda m: m._post("/completion", {"prompt": [5] * 2 * CONTEXT}), "exceeds the available context size .* Ask with a shorter text."),
-    (lambda m: m.generate(["tea " * CONTEXT], GenerationConfig()), "are more than the .* tokens that .* reads. Ask with a shorter text"),
-    (lambda m: list(m.stream("tea " * CONTEXT, GenerationConfig())), "are more than the .* tokens that .* reads. Ask with a shorter text"),
 ])  # fmt: skip
 def test_what_the_server_refuses_is_a_sentence_with_its_reason(model, ask, sentence):
     with pytest.raises(UserError, match=f"^llama.cpp: .*{sentence}$"):
         ask(model)
+
+
+def test_a_prompt_without_room_for_its_answer_is_not_sent(model):
+    said = f"are more than the {CONTEXT} tokens that .*gguf reads. Ask with a shorter text, or lower --answers.max-new-tokens"
+    for ask in (model.generate, lambda prompts, settings: list(model.stream(prompts[0], settings))):
+        with pytest.raises(UserError, match=said):
+            ask(["tea " * CONTEXT], GenerationConfig())
 
 
 class Slow(BaseHTTPRequestHandler):
