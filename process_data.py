@@ -19,8 +19,8 @@ from config import Config, DataConfig
 from pipeline.data import readers
 from pipeline.data.block_cleaning import BlockSummary, clean_blocks
 from pipeline.data.duplicates import DistinctCount, SeenHashes
-from pipeline.data.formats import Unreadable
 from pipeline.data.records import SPLITS
+from pipeline.data.rows import Unreadable
 from pipeline.run import files, manifests, run_folder
 from pipeline.run.command_line import run_stage
 from pipeline.run.errors import UserError

@@ -27,10 +27,10 @@ from typing import Any
 
 from config import DataConfig
 from pipeline.data.cleaning import CLEANERS, rejection
-from pipeline.data.formats import Unreadable
 from pipeline.data.metadata import Metadata, clean_value
 from pipeline.data.readers import Block
 from pipeline.data.records import RECORD_SEPARATOR, split_numbers
+from pipeline.data.rows import Unreadable
 from pipeline.run import interruption
 from pipeline.run.errors import UserError
 

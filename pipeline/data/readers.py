@@ -14,20 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.data.formats import (
-    BLOCK_ROWS,
-    BYTE_ORDER_MARK,
-    MAX_LINE_BYTES,
-    Rows,
-    TableFormat,
-    TextFormat,
-    Unreadable,
-    excerpt,
-    format_of,
-    json_rows,
-)
+from pipeline.data.formats import TableFormat, TextFormat, format_of
+from pipeline.data.json_input import json_rows
+from pipeline.data.rows import BYTE_ORDER_MARK, MAX_LINE_BYTES, Rows, Unreadable, excerpt
 from pipeline.run.errors import UserError
 
+BLOCK_ROWS = 1024
 BLOCK_BYTES = 3 << 17
 TOO_LONG = f"line longer than {MAX_LINE_BYTES >> 20} MiB"
 

@@ -18,7 +18,7 @@ from config import PROJECT_DIR, DataConfig
 from pipeline.data import readers
 from pipeline.data.block_cleaning import clean_block
 from pipeline.data.cleaning import clean, list_items
-from pipeline.data.formats import MAX_LINE_BYTES
+from pipeline.data.rows import MAX_LINE_BYTES
 from pipeline.rag import chunking
 from pipeline.run.errors import UserError
 

@@ -1,0 +1,38 @@
+"""What reading yields, whatever the format: rows, and what holds none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+MAX_LINE_BYTES = 8 << 20
+SHOWN_OF_UNREADABLE = 1000  # characters of an unreadable line that are kept
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Unreadable(NamedTuple):
+    """A line or row that holds no record."""
+
+    number: int
+    """Line of a text file, or position in an array or table, from 1; in a block of lines, from its start."""
+    problem: str
+    raw: str = ""
+    """Its beginning."""
+
+
+Rows = Iterator["dict[str, Any] | Unreadable"]
+
+
+def is_utf8(text: str) -> bool:
+    """Tell whether text can be written as UTF-8, which what was invalid when it was read cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def excerpt(raw: bytes | str) -> str:
+    """Return the beginning of what could not be read."""
+    text = raw[: 4 * SHOWN_OF_UNREADABLE].decode("utf-8", "replace") if isinstance(raw, bytes) else raw
+    return text[:SHOWN_OF_UNREADABLE].encode("utf-8", "replace").decode().rstrip("\n")
