@@ -25,7 +25,7 @@ from pipeline.run import files, manifests, run_folder
 from pipeline.run.command_line import run_stage
 from pipeline.run.errors import UserError
 
-REASONS = ("empty title", "empty content", "too short", "duplicate", "unreadable")
+REASONS = ("not a text", "empty title", "empty content", "too short", "duplicate", "unreadable")
 MEMORISATION_SHARE = 0.5  # above this share of repeated pairs, a model learns them by heart
 WORTH_PROCESSES = 16 << 20  # bytes of input from which starting processes pays
 MOST_EXPECTED = 1 << 26  # records that there is room for from the start; gzip can make a first block very small
@@ -80,11 +80,18 @@ def check_any_record(source: Path, data: DataConfig, census: Census) -> None:
     if census.rejected["unreadable"] == census.records:
         raise UserError(f"{source}: not one record could be read; {census.first_problem}.")
     wanted = {data.read_title_from: "--data.read-title-from", data.read_content_from: "--data.read-content-from"}
-    names = readers.field_names(source)
+    names = readers.field_names(source, data.read_title_from, data.read_content_from)
     for key, option in wanted.items():
         if key not in names:
             found = ", ".join(names[:12])
             raise UserError(f"{source}: no record has a field {key!r}; it has {found}. Name it with {option}.")
+    for key, option in wanted.items():
+        within = [name for name in names if name.startswith(f"{key}.")]
+        if census.rejected["not a text"] and within:
+            raise UserError(
+                f"{source}: the field {key!r} is no text, but has {', '.join(within[:12])} in it. Name one, such as "
+                f"{option} {within[0]}."
+            )
     counts = ", ".join(f"{count} {reason}" for reason, count in census.rejected.items() if count)
     raise UserError(f"{source}: all {census.records} records were rejected ({counts}).")
 
@@ -93,7 +100,7 @@ def check_every_field(source: Path, data: DataConfig, census: Census) -> None:
     """Raise a UserError if no record has a value in one of the fields of the metadata."""
     for name in data.metadata:
         if not census.fields[name]:
-            found = ", ".join(readers.field_names(source)[:12])
+            found = ", ".join(readers.field_names(source, data.read_title_from, data.read_content_from)[:12])
             raise UserError(
                 f"{source}: no record has a text, a number, a boolean or a list of them in a field {name!r} "
                 f"(--data.metadata); the fields are {found}."
@@ -120,6 +127,11 @@ def print_census(census: Census, data: DataConfig) -> None:
     line("distinct titles", titles.distinct, not titles.exact)
     line("distinct contents", contents.distinct, not contents.exact)
     line("contents that repeat", contents.total - contents.distinct, not contents.exact)
+    if census.rejected["not a text"]:
+        print(
+            "Where a title or content is an object, --data.read-title-from and --data.read-content-from can name a field "
+            "in it, such as content.body."
+        )
     if census.rejected["unreadable"]:
         print("Unreadable records are listed in rejected.jsonl; the first is " + census.first_problem + ".")
     if pairs.distinct < MEMORISATION_SHARE * pairs.total:

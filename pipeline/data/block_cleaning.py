@@ -21,6 +21,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,10 @@ def clean_block(block: Block, data: DataConfig) -> tuple[BlockSummary, list[byte
     for record in records:
         title, content = record.title, record.content
         if type(title) is not str or type(content) is not str:
-            title, content = as_text(title), as_text(content)
+            title, content = text_of(title), text_of(content)
+            if title is None or content is None:
+                rejected["not a text"] += 1
+                continue
         # Cleaning only shortens.
         if len(content) < least and (reason := rejection(title.strip(), content.strip(), least)) is not None:
             rejected[reason] += 1
@@ -149,19 +153,26 @@ def clean_blocks(
         os.fsync(file.fileno())
 
 
-def as_text(value: object) -> str:
-    """Return a value of a record as text: the items of a list joined with blanks, nothing for what has no text.
+def text_of(value: object) -> str | None:
+    """Return a value of a record as text, or None where it is not a text, a number, a boolean, or a list of these.
 
-    That is null, a number of more than 4,300 digits, and what is nested too deeply.
+    The items of a list are joined with blanks. An object that has a `text` is that text, as in the messages of a chat.
     """
-    if value is None:
+    if isinstance(value, str):
+        return value
+    if value is None or value != value:  # NaN
         return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return text_of(value["text"]) if "text" in value else None
     try:
-        if isinstance(value, (list, tuple)):
-            return " ".join(map(as_text, value))
-        return value if isinstance(value, str) else str(value)
-    except (ValueError, RecursionError):
-        return ""
+        if isinstance(value, list):
+            texts = list(map(text_of, value))
+            return None if None in texts else " ".join(filter(None, texts))
+        return str(value) if isinstance(value, (int, float, Decimal)) else None
+    except (ValueError, RecursionError):  # a number of more than 4,300 digits; lists in one another
+        return None
 
 
 Write = Callable[[int, bytes, set[int]], None]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.json_input import json_array_rows
+from pipeline.data import json_input
 from pipeline.data.rows import MAX_LINE_BYTES, Rows, Unreadable, excerpt, is_utf8
 from pipeline.run.errors import UserError
 
@@ -98,10 +98,10 @@ def parquet_rows(path: Path, columns: list[str] | None) -> tuple[int, Rows]:
 class TextFormat:
     """A format of texts, which may be compressed with gzip."""
 
-    rows: Callable[[Path, io.BufferedReader], Rows]
-    """Yields the rows of a file of this path, from its decompressed bytes."""
-    may_be_lines: bool = False
-    """Whether a file that does not begin with [ is JSON Lines, which are read in blocks of lines instead."""
+    rows: Callable[[Path, io.BufferedReader, Sequence[str]], Rows]
+    """Yields the rows of a file of this path, from its decompressed bytes, with the fields of some names or more."""
+    holds_lines: Callable[[Path, io.BufferedReader, Sequence[str]], bool] | None = None
+    """Whether a file is JSON Lines, which are read in blocks of lines instead; nothing where the format has none."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class TableFormat:
     """Returns the number of rows of a file, and the rows with some or all of its columns."""
 
 
-JSON = TextFormat(json_array_rows, may_be_lines=True)
-CSV = TextFormat(lambda _, file: csv_rows(file))
+JSON = TextFormat(json_input.document_rows, json_input.holds_lines)
+CSV = TextFormat(lambda _, file, __: csv_rows(file))
 PARQUET = TableFormat(parquet_rows)
 FORMATS: dict[str, TextFormat | TableFormat] = {
     ".json": JSON,

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.data.formats import TableFormat, TextFormat, format_of
-from pipeline.data.json_input import json_rows
-from pipeline.data.rows import BYTE_ORDER_MARK, MAX_LINE_BYTES, Rows, Unreadable, excerpt
+from pipeline.data.formats import TableFormat, format_of
+from pipeline.data.json_input import line_rows, repaired_line
+from pipeline.data.rows import BYTE_ORDER_MARK, MAX_LINE_BYTES, Rows, Unreadable, excerpt, field_value, top_names
 from pipeline.run.errors import UserError
 
 BLOCK_ROWS = 1024
@@ -96,33 +96,36 @@ def blocks(path: Path, title_key: str, content_key: str, metadata: tuple[str, ..
     size, keys = path.stat().st_size, (title_key, content_key, *metadata)
     kind = format_of(path)
     if isinstance(kind, TableFormat):
-        total, rows = kind.rows(path, list(keys))
+        total, rows = kind.rows(path, sorted(top_names(keys)))
         yield from _parsed_blocks(rows, path, keys, lambda number: size * number // total)
         return
     with path.open("rb") as stored:
         file = _decompressed(stored)
         try:
             _refuse_utf16(path, file)
-            if _is_json_lines(kind, file):
+            if kind.holds_lines is not None and kind.holds_lines(path, file, keys):
                 yield from _line_blocks(path, file, stored)
             else:
-                yield from _parsed_blocks(kind.rows(path, file), path, keys, lambda _: stored.tell())
+                yield from _parsed_blocks(kind.rows(path, file, keys), path, keys, lambda _: stored.tell())
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{path} is not a complete gzip file ({error}). Download or compress it again.") from error
 
 
-def field_names(path: Path, examined: int = 1000) -> list[str]:
-    """Return the names of the fields that the first records have."""
+def field_names(path: Path, title_key: str, content_key: str, examined: int = 1000) -> list[str]:
+    """Return the names of the fields that the first records have; those within another come after it, with a dot."""
+    keys = title_key, content_key
 
     def names(rows: Rows) -> list[str]:
-        return sorted({name for row in itertools.islice(rows, examined) if isinstance(row, dict) for name in row})
+        some = itertools.islice(rows, examined)
+        return sorted({name for row in some if isinstance(row, dict) for name in _names_in(row)})
 
     kind = format_of(path)
     if isinstance(kind, TableFormat):
         return names(kind.rows(path, None)[1])
     with path.open("rb") as stored:
         file = _decompressed(stored)
-        return names(json_rows(file) if _is_json_lines(kind, file) else kind.rows(path, file))
+        lines = kind.holds_lines is not None and kind.holds_lines(path, file, keys)
+        return names(line_rows(file) if lines else kind.rows(path, file, keys))
 
 
 class LineCounter:
@@ -151,11 +154,6 @@ def _decompressed(stored: io.BufferedReader) -> io.BufferedReader:
 def _refuse_utf16(path: Path, file: io.BufferedReader) -> None:
     if file.peek(2).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{path} is in UTF-16, as Excel writes Unicode text. Save it as UTF-8.")
-
-
-def _is_json_lines(kind: TextFormat, file: io.BufferedReader) -> bool:
-    beginning = file.peek(64).removeprefix(BYTE_ORDER_MARK).lstrip()
-    return kind.may_be_lines and not beginning.startswith(b"[")
 
 
 def _line_blocks(path: Path, file: io.BufferedReader, stored: io.BufferedReader) -> Iterator[Block]:
@@ -204,29 +202,37 @@ def _whole_lines(file: io.BufferedReader, start: int) -> int:
 
 
 @functools.cache
-def _line_decoder(title_key: str, content_key: str, metadata: tuple[str, ...]) -> Any:
+def _line_decoder(title_key: str, content_key: str, metadata: tuple[str, ...]) -> tuple[Any, Callable[[Any], Any]]:
+    """Return a decoder of lines, and what makes a Record, or what has its attributes, of a decoded line."""
     import msgspec
 
+    if any("." in key for key in (title_key, content_key, *metadata)):
+        return msgspec.json.Decoder(dict[str, Any]), functools.partial(_record, (title_key, content_key, *metadata))
     names = {"title": title_key, "content": content_key} | {f"field_{n}": name for n, name in enumerate(metadata)}
     fields = [(field, object, None) for field in names]
-    return msgspec.json.Decoder(msgspec.defstruct("Line", fields, rename=names, gc=False))
+    decoder = msgspec.json.Decoder(msgspec.defstruct("Line", fields, rename=names, gc=False))
+    return decoder, _record_of_line if metadata else lambda line: line
+
+
+def _record_of_line(line: Any) -> Record:
+    import msgspec
+
+    title, content, *metadata = msgspec.structs.astuple(line)
+    return Record(title, content, tuple(metadata))
+
+
+def _record(keys: Sequence[str], row: dict[str, Any]) -> Record:
+    title, content, *metadata = (field_value(row, key) for key in keys)
+    return Record(title, content, tuple(metadata))
 
 
 def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple[str, ...]) -> Contents:
     import msgspec
 
-    def found(parsed: list[Any]) -> list[Any]:
-        # Without metadata, what msgspec has made has the attributes of a Record.
-        return (
-            [Record(values[0], values[1], values[2:]) for values in map(msgspec.structs.astuple, parsed)]
-            if metadata
-            else parsed
-        )
-
-    decoder = _line_decoder(title_key, content_key, metadata)
+    decoder, record = _line_decoder(title_key, content_key, metadata)
     if len(lines) <= MAX_LINE_BYTES:
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return Contents(found(decoder.decode_lines(lines)), [])
+            return Contents(list(map(record, decoder.decode_lines(lines))), [])
     records: list[Any] = []
     unreadable: list[Unreadable] = []
     for number, line in enumerate(lines.split(b"\n"), 1):
@@ -235,7 +241,7 @@ def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple
         try:
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError(TOO_LONG)
-            records.append(decoder.decode(line))
+            records.append(record(decoder.decode(repaired_line(line))))
         except UnicodeDecodeError:
             unreadable.append(Unreadable(number, "invalid UTF-8", excerpt(line)))
         except RecursionError:
@@ -243,24 +249,19 @@ def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple
         except ValueError as error:  # msgspec's errors too
             problem = str(error).replace("JSON is malformed", "not JSON")
             unreadable.append(Unreadable(number, problem, excerpt(line)))
-    return Contents(found(records), unreadable)
+    return Contents(records, unreadable)
 
 
 def _parsed_blocks(
     rows: Rows, path: Path, keys: tuple[str, ...], position_after: Callable[[int], int]
 ) -> Iterator[Block]:
-    title, content, *metadata = keys
-
-    def record(row: dict[str, Any]) -> Record:
-        return Record(row.get(title), row.get(content), tuple(map(row.get, metadata)))
-
     reported = size = 0
     parsed: list[Record | Unreadable] = []
     for number, row in enumerate(rows, 1):
-        parsed.append(row if isinstance(row, Unreadable) else record(row))
+        parsed.append(row if isinstance(row, Unreadable) else _record(keys, row))
         size += _size(parsed[-1])
         if len(parsed) == BLOCK_ROWS or size > BLOCK_BYTES:
-            position = position_after(number)
+            position = max(position_after(number), reported)  # columns are read by turns
             yield Block(path, position - reported, parsed=tuple(parsed))
             parsed, size, reported = [], 0, position
     yield Block(path, path.stat().st_size - reported, parsed=tuple(parsed))
@@ -273,3 +274,12 @@ def _size(value: object) -> int:
     if isinstance(value, dict):
         return sum(map(_size, value.values()))
     return len(value) if isinstance(value, str) else 1
+
+
+def _names_in(row: dict[str, Any], depth: int = 4) -> Iterator[str]:
+    """Yield the names of the fields of a row, and of those within them."""
+    for name, value in row.items():
+        yield name
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict) and depth > 1:
+                yield from (f"{name}.{inner}" for inner in _names_in(part, depth - 1))

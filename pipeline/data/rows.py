@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 MAX_LINE_BYTES = 8 << 20
@@ -21,6 +21,22 @@ class Unreadable(NamedTuple):
 
 
 Rows = Iterator["dict[str, Any] | Unreadable"]
+
+
+def field_value(row: dict[str, Any], name: str) -> object:
+    """Return the value of a field, None if there is none; `a.b` is the field b within a, in a list those of its items."""
+    if name in row:
+        return row[name]
+    outer, dot, inner = name.partition(".")
+    held = row.get(outer) if dot else None
+    if isinstance(held, list):
+        return [field_value(item, inner) for item in held if isinstance(item, dict)]
+    return field_value(held, inner) if isinstance(held, dict) else None
+
+
+def top_names(keys: Iterable[str]) -> set[str]:
+    """Return the names that rows may have where field_value is asked for some keys."""
+    return {name for key in keys for name in (key, key.partition(".")[0])}
 
 
 def is_utf8(text: str) -> bool:
