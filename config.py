@@ -113,20 +113,20 @@ class DataConfig:
     """The raw records and how they are cleaned (stage 1)."""
 
     input: Path = PROJECT_DIR / "data" / "trn_sample.json"
-    """JSON Lines, JSON array, CSV or Parquet; .gz is decompressed on the way."""
+    """JSON Lines, JSON, CSV or Parquet; .gz is decompressed on the way."""
     read_title_from: str = "title"
-    """Key of the title or question in the raw records."""
+    """Key of the title or question in the raw records; a.b is b within a."""
     read_content_from: str = "content"
-    """Key of the content or answer in the raw records."""
+    """Key of the content or answer in the raw records; a.b is b within a."""
     write_title_as: str = "product"
     """Key of the title or question in trn_processed.json."""
     write_content_as: str = "description"
     """Key of the content or answer in trn_processed.json."""
     min_content_chars: Annotated[int, Range(0, _MANY)] = 40
     """Records with a shorter content, in characters before or after cleaning, are rejected."""
-    cleaning: Literal["default", "light", "legacy"] = "default"
-    """default keeps the meaning; light keeps line breaks and spaces too; legacy deletes every character but letters,
-    digits and spaces, as the original did."""
+    cleaning: Literal["default", "light", "verbatim", "legacy"] = "default"
+    """default keeps the meaning; light keeps line breaks and spaces too; verbatim keeps all; legacy deletes every character
+    but letters, digits and spaces, as the original did."""
     deduplicate: bool = True
     """Reject a record whose cleaned title and content were seen before."""
     validation_fraction: Annotated[float, Range(0, 1)] = 0.05

@@ -168,7 +168,7 @@ def outputs(folder):
     return [(folder / "demo" / name).read_bytes() for name in ("trn_processed.json", "rejected.jsonl")]
 
 
-@pytest.mark.parametrize("cleaning", ["default", "light", "legacy"])
+@pytest.mark.parametrize("cleaning", ["default", "light", "verbatim", "legacy"])
 def test_several_processes_and_small_blocks_write_the_same_as_one_process(tmp_path, monkeypatch, cleaning):
     source = dump(tmp_path / "trn.jsonl", 6000)
     _, one = process(tmp_path / "one", input=source, cleaning=cleaning, processes=1)
@@ -264,3 +264,12 @@ def test_a_content_that_is_nested_too_deeply_is_rejected(tmp_path):
     )
     _, metrics = process(tmp_path, input=path)
     assert metrics["records_written"] == 1 and sum(metrics["rejected"].values()) == 1
+
+
+def test_questions_about_code_are_kept_verbatim(tmp_path):
+    source = PROJECT_DIR / "tests" / "faults" / "files" / "code.jsonl"
+    raw = json.loads(source.read_text(encoding="utf-8"))
+    records, _ = process(tmp_path, input=source, cleaning="verbatim")
+    assert records == [{"product": raw["title"], "description": raw["content"]}]
+    records, _ = process(tmp_path, input=source)
+    assert "ptr = &param; sends it" in records[0]["description"]

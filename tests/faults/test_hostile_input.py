@@ -171,6 +171,7 @@ def test_a_long_value_that_repeats_in_parquet_takes_no_memory_for_each(tmp_path)
 @pytest.mark.parametrize("text", [
     "<!--" * MIB, "<script>" * MIB, "<script " * MIB, "<style><script><!--" * MIB, "a" + "\u0301\u0323" * MIB,
     "['a'" + ",'a'" * MIB + "]", "['a', " + "-" * MIB + "1, 'b']", "<p a='" * MIB, "&" * MIB, "<a " + " " * MIB,
+    "`a " * MIB, "``a " * MIB + "`` ", "```` ``` " * MIB,
 ], ids=lambda text: text[:12])  # fmt: skip
 def test_a_text_of_megabytes_is_cleaned_to_its_end(text, tmp_path):
     # A time that grows with the square of the length is hours here: the processor's time is limited so that CI need not wait.
