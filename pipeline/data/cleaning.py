@@ -145,7 +145,7 @@ def _around_code(text: str, clean_rest: Callable[[str], str]) -> str:
     code: list[str] = []
 
     def keep(found: re.Match[str]) -> str:
-        code.append(found[0])
+        code.append(_INVISIBLE.sub("", found[0]))
         return f"\ufdd0{len(code) - 1}\ufdd1"
 
     rest = _CODE.sub(keep, text.translate(_NO_CHARACTERS))

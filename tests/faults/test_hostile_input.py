@@ -36,7 +36,7 @@ inputs = st.builds(
             st.sampled_from([
                 GOOD, b"\n", b"[", b"]", b"{", b"}", b",", b'"', b"\\ud800", b'"title":', b'"content":', b'"data":', b"NaN", b"1e999",
                 b"9" * 5000, b"\xef\xbb\xbf", b"\xff\xfe", b"\0", b"title,content\n", b"['a', ", b", 'b']", b"{[]: 1}", b"['a', {[]: 1}, 'b']",
-                b"<!--", b"-->", b"<script>", b"</script>", b"&#55296;", b"&amp;", b"\xcc\x81" * 40, b"[" * 200, b"]" * 200,
+                b"<!--", b"-->", b"<script>", b"</script>", b"`", b"```\n", b"&#55296;", b"&amp;", b"\xcc\x81" * 40, b"[" * 200, b"]" * 200,
             ]),
         ),
         max_size=12,
