@@ -27,6 +27,7 @@ _PORT = r"(:\d{1,5})?"
 _SERVER = re.compile(_HOST + _PORT)
 _ADDRESS = re.compile(rf"https?://({_HOST}|\[[0-9a-f:.]+\]){_PORT}(/[^\s@?#\\]*)?", re.IGNORECASE)
 _NO_URL = re.compile(r"(?![a-z][a-z0-9+.-]+:[/\\]).*", re.IGNORECASE | re.DOTALL)  # a drive of Windows is one letter
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+(\.\d{3})*,\d{1,2}")  # "1,299" could be either number
 _CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(!=|<=|>=|=|<|>)\s*([^=<>\s].*?)\s*", re.DOTALL)
 
 
@@ -391,12 +392,19 @@ class Condition:
     def __post_init__(self) -> None:
         if self.operator in ("=", "!="):
             return
-        try:
-            number = float(self.value)
-        except ValueError:
-            number = math.nan
         rule = f"conditions with a number after {self.operator}"
-        _require(math.isfinite(number), "rag.where", rule, f"{self.field}{self.operator}{self.value}")
+        _require(math.isfinite(self.number), "rag.where", rule, f"{self.field}{self.operator}{self.value}")
+
+    @property
+    def number(self) -> float:
+        """The value as a number, whose decimal sign may be a comma; NaN where it is none."""
+        value = self.value
+        if _DECIMAL_COMMA.fullmatch(value):
+            value = value.replace(".", "").replace(",", ".")
+        try:
+            return float(value)
+        except ValueError:
+            return math.nan
 
 
 def parse_condition(text: str) -> Condition:

@@ -127,6 +127,12 @@ def print_census(census: Census, data: DataConfig) -> None:
     line("distinct titles", titles.distinct, not titles.exact)
     line("distinct contents", contents.distinct, not contents.exact)
     line("contents that repeat", contents.total - contents.distinct, not contents.exact)
+    for name in data.metadata:
+        if 0 < census.numbers[name] < census.fields[name]:
+            print(
+                f"{name}: {census.fields[name] - census.numbers[name]:,} of {census.fields[name]:,} do not read as a number, "
+                f"such as {census.texts[name]!r}; a condition such as {name}<20 does not find them."
+            )
     if census.rejected["not a text"]:
         print(
             "Where a title or content is an object, --data.read-title-from and --data.read-content-from can name a field "
@@ -154,6 +160,8 @@ class Census:
         self.written = 0
         self.rejected: Counter[str] = Counter()
         self.fields: Counter[str] = Counter()
+        self.numbers: Counter[str] = Counter()
+        self.texts: dict[str, str] = {}
         self._splits: Counter[int] = Counter()
         self.first_problem = ""
         self.titles, self.contents, self.pairs = DistinctCount(), DistinctCount(), DistinctCount()
@@ -177,8 +185,12 @@ class Census:
         self.written += len(block.records) - len(repeated)
         self._splits.update(block.splits)
         self._splits.subtract(block.splits[position] for position in repeated)
+        gone = set(repeated)
         for name, held in block.fields.items():
-            self.fields[name] += sum(held) - sum(held[position] for position in repeated)
+            written = held if not repeated else bytes(n for i, n in enumerate(held) if i not in gone)
+            self.fields[name] += len(written) - written.count(0)
+            self.numbers[name] += written.count(2)
+        self.texts = block.texts | self.texts
         return repeated
 
     def reject_unreadable(self, unreadable: Unreadable, file: IO[bytes]) -> None:
@@ -209,6 +221,7 @@ class Census:
             "rejected": {reason: self.rejected[reason] for reason in REASONS},
             "splits": self.splits,
             "metadata": dict(self.fields),
+            "numbers": dict(self.numbers),
             "distinct_titles": self.titles.distinct,
             "distinct_contents": self.contents.distinct,
             "distinct_pairs": self.pairs.distinct,

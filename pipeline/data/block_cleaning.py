@@ -28,7 +28,7 @@ from typing import Any
 
 from config import DataConfig
 from pipeline.data.cleaning import CLEANERS, rejection
-from pipeline.data.metadata import Metadata, clean_value
+from pipeline.data.metadata import Metadata, clean_value, is_number, value_text
 from pipeline.data.readers import Block
 from pipeline.data.records import RECORD_SEPARATOR, split_numbers
 from pipeline.data.rows import Unreadable
@@ -57,7 +57,9 @@ class BlockSummary:
     splits: bytes
     """Position in SPLITS of the split of each record."""
     fields: dict[str, bytes]
-    """For each field of the metadata, 1 for each record that has it, 0 for each that has not."""
+    """For each field of the metadata, of each record: 2 where it is a number, 1 where it is a text, 0 where it is not."""
+    texts: dict[str, str]
+    """A value of each field that has one that is no number."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Records rejected, by reason."""
     unreadable: list[Unreadable] = field(default_factory=list)
@@ -104,7 +106,8 @@ def clean_block(block: Block, data: DataConfig) -> tuple[BlockSummary, list[byte
         array("Q", map(hash_of, map(str.encode, contents))),
         array("L", map(len, texts)),
         split_numbers(titles, data.validation_fraction, data.test_fraction),
-        {name: bytes(name in fields for fields in metadata) for name in names},
+        {name: bytes(name in fields and 1 + is_number(fields[name]) for fields in metadata) for name in names},
+        _texts(names, metadata),
         rejected,
         unreadable,
     )
@@ -291,6 +294,16 @@ def _record_encoder(title_key: str, content_key: str) -> tuple[type, Callable[[l
 def _kept_fields(names: tuple[str, ...], values: Sequence[object]) -> Metadata:
     found = zip(names, map(clean_value, values), strict=True)
     return {name: value for name, value in found if value is not None}
+
+
+def _texts(names: tuple[str, ...], metadata: list[Metadata]) -> dict[str, str]:
+    """Return the first value of each field that is no number."""
+    texts = {}
+    for name in names:
+        values = (fields[name] for fields in metadata if name in fields)
+        if (text := next((value for value in values if not is_number(value)), None)) is not None:
+            texts[name] = value_text(text)
+    return texts
 
 
 def _with_metadata(pairs: list[bytes], metadata: list[Metadata]) -> list[bytes]:

@@ -69,9 +69,13 @@ def line_rows(file: io.BufferedReader) -> Rows:
             yield row
 
 
-def repaired_line(line: bytes) -> bytes:
-    """Return a line of JSON Lines without a comma at its end, and with null for what is no number (NaN, Infinity)."""
-    line = line.strip().removesuffix(b",")
+def without_comma(line: bytes) -> bytes:
+    """Return a line of JSON Lines without white space around it and a comma at its end."""
+    return line.strip().removesuffix(b",")
+
+
+def with_nulls(line: bytes) -> bytes:
+    """Return a line of JSON with null for what is no number (NaN, Infinity), or as it is where there is none."""
     if _CONSTANT.search(line):
         with contextlib.suppress(ValueError, RecursionError):
             return json.dumps(json.loads(line, parse_constant=_no_number)).encode()
@@ -264,7 +268,7 @@ def _layout(text: _JsonText, keys: Sequence[str]) -> Callable[[_JsonText], Rows]
         is_table = by_name or all(kind.startswith("list") for kind in columns)
         return functools.partial(_column_rows, keys=keys) if is_table else None
     if "list of records" in found:
-        return functools.partial(_wrapped_rows, own=own)
+        return functools.partial(_wrapped_rows, own=[set().union(*own)])  # the first of another list may lack a field
     if "record" in found:
         return _member_rows
     if any(names & kinds.keys() for names in own):
@@ -371,7 +375,7 @@ def _next_line(file: io.BufferedReader) -> bytes:
 def _object(line: bytes) -> dict[str, Any] | None:
     """Return the object that a line is, or None if it is something else."""
     with contextlib.suppress(ValueError, RecursionError):
-        row = json.loads(repaired_line(line))
+        row = json.loads(without_comma(line), parse_constant=_no_number)
         return row if isinstance(row, dict) else None
     return None
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.data.formats import TableFormat, format_of
-from pipeline.data.json_input import line_rows, repaired_line
+from pipeline.data.json_input import line_rows, with_nulls, without_comma
 from pipeline.data.rows import BYTE_ORDER_MARK, MAX_LINE_BYTES, Rows, Unreadable, excerpt, field_value, top_names
 from pipeline.run.errors import UserError
 
@@ -230,6 +230,13 @@ def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple
     import msgspec
 
     decoder, record = _line_decoder(title_key, content_key, metadata)
+
+    def decode(line: bytes) -> Any:
+        try:
+            return decoder.decode(line)
+        except msgspec.DecodeError:
+            return decoder.decode(with_nulls(line))
+
     if len(lines) <= MAX_LINE_BYTES:
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return Contents(list(map(record, decoder.decode_lines(lines))), [])
@@ -241,7 +248,7 @@ def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple
         try:
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError(TOO_LONG)
-            records.append(record(decoder.decode(repaired_line(line))))
+            records.append(record(decode(without_comma(line))))
         except UnicodeDecodeError:
             unreadable.append(Unreadable(number, "invalid UTF-8", excerpt(line)))
         except RecursionError:

@@ -79,7 +79,7 @@ SHAPES = {
     "over several lines": "\n".join(json.dumps(row, indent=2) for row in ROWS),
     "over several lines, with commas": ",\n".join(json.dumps(row, indent=2, ensure_ascii=False) for row in ROWS) + ",",
     "lines with commas": ",\r\n".join(map(json.dumps, ROWS)),
-    "lines with NaN": "\n".join(json.dumps(row | {"n": float("nan")}).replace("null", "-Infinity") for row in ROWS),
+    "lines with NaN": "\n".join(json.dumps(row | {"n": float("nan"), "text": "NaN"}).replace("null", "-Infinity") for row in ROWS),
     "array with NaN": json.dumps([row | {"n": float("nan")} for row in ROWS]).replace("null", "NaN"),
 }  # fmt: skip
 
@@ -110,6 +110,12 @@ def test_one_record_with_something_in_it_is_one_record(tmp_path, text, records):
     for indent in (None, 2):
         (tmp_path / "x.json").write_text(json.dumps(text, indent=indent), encoding="utf-8")
         assert read(tmp_path / "x.json", KEYS[:2]) == (records, [])
+
+
+def test_a_list_whose_first_record_lacks_a_field_is_read_with_the_others(tmp_path):
+    lists = {"train": [{"title": "a", "content": "b"}], "test": [{"content": "c"}, {"title": "d", "content": "e"}]}
+    (tmp_path / "x.json").write_text(json.dumps(lists), encoding="utf-8")
+    assert read(tmp_path / "x.json", KEYS[:2]) == ([("a", "b"), (None, "c"), ("d", "e")], [])
 
 
 @pytest.mark.parametrize("first", [
