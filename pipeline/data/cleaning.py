@@ -58,12 +58,14 @@ def clean(text: str) -> str:
 
     Code in backticks stays as it is.
     """
-    return _around_code(_joined(text), _clean)
+    text = _joined(text)
+    return _around_code(text, _clean) if "`" in text else _clean(text)
 
 
 def clean_light(text: str) -> str:
     """Return text without entities and markup, its line breaks, spaces and code in backticks kept."""
-    return _around_code(_joined(text), _clean_light)
+    text = _joined(text)
+    return _around_code(text, _clean_light) if "`" in text else _clean_light(text)
 
 
 def clean_verbatim(text: str) -> str:
@@ -140,8 +142,6 @@ def _joined(text: str) -> str:
 
 def _around_code(text: str, clean_rest: Callable[[str], str]) -> str:
     """Clean what is not code in backticks, as one text: markup may begin before code and end after it."""
-    if "`" not in text:
-        return clean_rest(text)
     code: list[str] = []
 
     def keep(found: re.Match[str]) -> str:

@@ -202,8 +202,10 @@ def _whole_lines(file: io.BufferedReader, start: int) -> int:
 
 
 @functools.cache
-def _line_decoder(title_key: str, content_key: str, metadata: tuple[str, ...]) -> tuple[Any, Callable[[Any], Any]]:
-    """Return a decoder of lines, and what makes a Record, or what has its attributes, of a decoded line."""
+def _line_decoder(
+    title_key: str, content_key: str, metadata: tuple[str, ...]
+) -> tuple[Any, Callable[[Any], Record] | None]:
+    """Return a decoder of lines, and what makes a Record of a decoded line, None where that has its attributes."""
     import msgspec
 
     if any("." in key for key in (title_key, content_key, *metadata)):
@@ -211,7 +213,7 @@ def _line_decoder(title_key: str, content_key: str, metadata: tuple[str, ...]) -
     names = {"title": title_key, "content": content_key} | {f"field_{n}": name for n, name in enumerate(metadata)}
     fields = [(field, object, None) for field in names]
     decoder = msgspec.json.Decoder(msgspec.defstruct("Line", fields, rename=names, gc=False))
-    return decoder, _record_of_line if metadata else lambda line: line
+    return decoder, _record_of_line if metadata else None
 
 
 def _record_of_line(line: Any) -> Record:
@@ -231,6 +233,9 @@ def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple
 
     decoder, record = _line_decoder(title_key, content_key, metadata)
 
+    def found(parsed: list[Any]) -> list[Any]:
+        return parsed if record is None else list(map(record, parsed))
+
     def decode(line: bytes) -> Any:
         try:
             return decoder.decode(line)
@@ -239,7 +244,7 @@ def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple
 
     if len(lines) <= MAX_LINE_BYTES:
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return Contents(list(map(record, decoder.decode_lines(lines))), [])
+            return Contents(found(decoder.decode_lines(lines)), [])
     records: list[Any] = []
     unreadable: list[Unreadable] = []
     for number, line in enumerate(lines.split(b"\n"), 1):
@@ -248,7 +253,7 @@ def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple
         try:
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError(TOO_LONG)
-            records.append(record(decode(without_comma(line))))
+            records.append(decode(without_comma(line)))
         except UnicodeDecodeError:
             unreadable.append(Unreadable(number, "invalid UTF-8", excerpt(line)))
         except RecursionError:
@@ -256,7 +261,7 @@ def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple
         except ValueError as error:  # msgspec's errors too
             problem = str(error).replace("JSON is malformed", "not JSON")
             unreadable.append(Unreadable(number, problem, excerpt(line)))
-    return Contents(records, unreadable)
+    return Contents(found(records), unreadable)
 
 
 def _parsed_blocks(
