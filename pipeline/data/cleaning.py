@@ -58,13 +58,17 @@ def clean(text: str) -> str:
 
     Code in backticks stays as it is.
     """
-    text = _joined(text)
+    text = text.strip()
+    if text.startswith("["):
+        text = join_list(text)
     return _around_code(text, _clean) if "`" in text else _clean(text)
 
 
 def clean_light(text: str) -> str:
     """Return text without entities and markup, its line breaks, spaces and code in backticks kept."""
-    text = _joined(text)
+    text = text.strip()
+    if text.startswith("["):
+        text = join_list(text)
     return _around_code(text, _clean_light) if "`" in text else _clean_light(text)
 
 
@@ -133,11 +137,6 @@ def normal_form(form: Literal["NFC", "NFD"], text: str) -> str:
 def _run_of_marks() -> re.Pattern[str]:
     mark = "[" + "".join(chr(code) for code in range(sys.maxunicode + 1) if unicodedata.combining(chr(code))) + "]"
     return re.compile(f"{mark}{{{_MARKS_OF_A_LETTER}}}(?={mark})")
-
-
-def _joined(text: str) -> str:
-    text = text.strip()
-    return join_list(text) if text.startswith("[") else text
 
 
 def _around_code(text: str, clean_rest: Callable[[str], str]) -> str:
