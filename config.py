@@ -28,6 +28,7 @@ _PORT = r"(:\d{1,5})?"
 _SERVER = re.compile(_HOST + _PORT)
 _ADDRESS = re.compile(rf"https?://({_HOST}|\[[0-9a-f:.]+\]){_PORT}(/[^\s@?#\\]*)?", re.IGNORECASE)
 _NO_URL = re.compile(r"(?![a-z][a-z0-9+.-]+:[/\\]).*", re.IGNORECASE | re.DOTALL)  # a drive of Windows is one letter
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+(\.\d{3})*,\d{1,2}")  # "1,299" could be either number
 _CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(!=|<=|>=|=|<|>)\s*([^=<>\s].*?)\s*", re.DOTALL)
 
 
@@ -125,7 +126,7 @@ class DataConfig:
     """The raw records and how they are cleaned (stage 1)."""
 
     input: Path = PROJECT_DIR / "data" / "trn_sample.json"
-    """JSON Lines, JSON array, CSV or Parquet, plain or gzip."""
+    """JSON Lines, JSON, CSV or Parquet, plain or gzip."""
     encoding: str = "auto"
     """What the text is stored in, such as utf-8, utf-16 or windows-1252; auto finds it."""
     separator: str = "auto"
@@ -133,18 +134,18 @@ class DataConfig:
     header_line: Annotated[int | None, Range(1, _MANY)] = None
     """Line of CSV that names the columns, from 1; None finds it."""
     read_title_from: str = "title"
-    """Key of the title or question in the raw records."""
+    """Key of the title or question in the raw records; a.b is b within a."""
     read_content_from: str = "content"
-    """Key of the content or answer in the raw records."""
+    """Key of the content or answer in the raw records; a.b is b within a."""
     write_title_as: str = "product"
     """Key of the title or question in trn_processed.json."""
     write_content_as: str = "description"
     """Key of the content or answer in trn_processed.json."""
     min_content_chars: Annotated[int, Range(0, _MANY)] = 40
     """Records with a shorter content, in characters before or after cleaning, are rejected."""
-    cleaning: Literal["default", "light", "legacy"] = "default"
-    """default keeps the meaning; light keeps line breaks and spaces too; legacy deletes every character but letters,
-    digits and spaces, as the original did."""
+    cleaning: Literal["default", "light", "verbatim", "legacy"] = "default"
+    """default keeps the meaning; light keeps line breaks and spaces too; verbatim keeps all; legacy deletes every character
+    but letters, digits and spaces, as the original did."""
     deduplicate: bool = True
     """Reject a record whose cleaned title and content were seen before."""
     validation_fraction: Annotated[float, Range(0, 1)] = 0.05
@@ -417,12 +418,19 @@ class Condition:
     def __post_init__(self) -> None:
         if self.operator in ("=", "!="):
             return
-        try:
-            number = float(self.value)
-        except ValueError:
-            number = math.nan
         rule = f"conditions with a number after {self.operator}"
-        _require(math.isfinite(number), "rag.where", rule, f"{self.field}{self.operator}{self.value}")
+        _require(math.isfinite(self.number), "rag.where", rule, f"{self.field}{self.operator}{self.value}")
+
+    @property
+    def number(self) -> float:
+        """The value as a number, whose decimal sign may be a comma; NaN where it is none."""
+        value = self.value
+        if _DECIMAL_COMMA.fullmatch(value):
+            value = value.replace(".", "").replace(",", ".")
+        try:
+            return float(value)
+        except ValueError:
+            return math.nan
 
 
 def parse_condition(text: str) -> Condition:

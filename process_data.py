@@ -28,7 +28,7 @@ from pipeline.run.command_line import run_stage
 from pipeline.run.errors import UserError
 from pipeline.run.run_folder import shell_line
 
-REASONS = ("empty title", "empty content", "too short", "duplicate", "unreadable")
+REASONS = ("not a text", "empty title", "empty content", "too short", "duplicate", "unreadable")
 MEMORISATION_SHARE = 0.5  # above this share of repeated pairs, a model learns them by heart
 WORTH_PROCESSES = 16 << 20  # bytes of input from which starting processes pays
 MOST_EXPECTED = 1 << 26  # records that there is room for from the start; gzip can make a first block very small
@@ -99,13 +99,20 @@ def check_any_record(recognised: readers.Recognised, data: DataConfig, census: C
     if census.rejected["unreadable"] == census.records:
         raise UserError(f"{source}: not one record could be read; {census.first_problem}.")
     wanted = {data.read_title_from: "--data.read-title-from", data.read_content_from: "--data.read-content-from"}
-    names = readers.field_names(source, recognised=recognised)
+    names = readers.field_names(source, data.read_title_from, data.read_content_from, recognised=recognised)
     for key, option in wanted.items():
         if key not in names:
             found = ", ".join(names[:12])
             meant = [name for name in names if name.strip().casefold() == key.strip().casefold()]
             command = shell_line([option, *meant[:1]])
             raise UserError(f"{source}: no record has a field {key!r}; it has {found}. Name it with {command}.")
+    for key, option in wanted.items():
+        within = [name for name in names if name.startswith(f"{key}.")]
+        if census.rejected["not a text"] and within:
+            raise UserError(
+                f"{source}: the field {key!r} is no text, but has {', '.join(within[:12])} in it. Name one, such as "
+                f"{option} {within[0]}."
+            )
     least = f": --data.min-content-chars {data.min_content_chars}"
     counts = ", ".join(
         f"{count} {reason}{least if reason == 'too short' else ''}"
@@ -119,7 +126,8 @@ def check_every_field(recognised: readers.Recognised, data: DataConfig, census: 
     """Raise a UserError if no record has a value in one of the fields of the metadata."""
     for name in data.metadata:
         if not census.fields[name]:
-            found = ", ".join(readers.field_names(data.input, recognised=recognised)[:12])
+            names = readers.field_names(data.input, data.read_title_from, data.read_content_from, recognised=recognised)
+            found = ", ".join(names[:12])
             raise UserError(
                 f"{data.input}: no record has a text, a number, a boolean or a list of them in a field {name!r} "
                 f"(--data.metadata); the fields are {found}."
@@ -147,6 +155,17 @@ def print_census(census: Census, data: DataConfig) -> None:
     line("distinct titles", titles.distinct, not titles.exact)
     line("distinct contents", contents.distinct, not contents.exact)
     line("contents that repeat", contents.total - contents.distinct, not contents.exact)
+    for name in data.metadata:
+        if 0 < census.numbers[name] < census.fields[name]:
+            print(
+                f"{name}: {census.fields[name] - census.numbers[name]:,} of {census.fields[name]:,} do not read as a number, "
+                f"such as {census.texts[name]!r}; a condition such as {name}<20 does not find them."
+            )
+    if census.rejected["not a text"]:
+        print(
+            "Where a title or content is an object, --data.read-title-from and --data.read-content-from can name a field "
+            "in it, such as content.body."
+        )
     if census.rejected["unreadable"]:
         print("Unreadable records are listed in rejected.jsonl; the first is " + census.first_problem + ".")
     if census.suspects:
@@ -176,6 +195,8 @@ class Census:
         self.written = 0
         self.rejected: Counter[str] = Counter()
         self.fields: Counter[str] = Counter()
+        self.numbers: Counter[str] = Counter()
+        self.texts: dict[str, str] = {}
         self._splits: Counter[int] = Counter()
         self.first_problem = ""
         self.suspects = 0
@@ -201,8 +222,12 @@ class Census:
         self.written += len(block.records) - len(repeated)
         self._splits.update(block.splits)
         self._splits.subtract(block.splits[position] for position in repeated)
+        gone = set(repeated)
         for name, held in block.fields.items():
-            self.fields[name] += sum(held) - sum(held[position] for position in repeated)
+            written = held if not repeated else bytes(n for i, n in enumerate(held) if i not in gone)
+            self.fields[name] += len(written) - written.count(0)
+            self.numbers[name] += written.count(2)
+        self.texts = block.texts | self.texts
         return repeated
 
     def with_suspects(self, blocks: Iterable[Block]) -> Iterator[Block]:
@@ -243,6 +268,7 @@ class Census:
             "splits": self.splits,
             "records_that_hold_rows": self.suspects,
             "metadata": dict(self.fields),
+            "numbers": dict(self.numbers),
             "distinct_titles": self.titles.distinct,
             "distinct_contents": self.contents.distinct,
             "distinct_pairs": self.pairs.distinct,

@@ -21,13 +21,14 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from config import DataConfig
 from pipeline.data.cleaning import CLEANERS, rejection
-from pipeline.data.metadata import Metadata, clean_value
+from pipeline.data.metadata import Metadata, clean_value, is_number, value_text
 from pipeline.data.readers import Block
 from pipeline.data.records import RECORD_SEPARATOR, split_numbers
 from pipeline.data.rows import Unreadable
@@ -56,7 +57,9 @@ class BlockSummary:
     splits: bytes
     """Position in SPLITS of the split of each record."""
     fields: dict[str, bytes]
-    """For each field of the metadata, 1 for each record that has it, 0 for each that has not."""
+    """For each field of the metadata, of each record: 2 where it is a number, 1 where it is a text, 0 where it is not."""
+    texts: dict[str, str]
+    """A value of each field that has one that is no number."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Records rejected, by reason."""
     unreadable: list[Unreadable] = field(default_factory=list)
@@ -75,7 +78,10 @@ def clean_block(block: Block, data: DataConfig) -> tuple[BlockSummary, list[byte
     for record in records:
         title, content = record.title, record.content
         if type(title) is not str or type(content) is not str:
-            title, content = as_text(title), as_text(content)
+            title, content = text_of(title), text_of(content)
+            if title is None or content is None:
+                rejected["not a text"] += 1
+                continue
         # Cleaning only shortens.
         if len(content) < least and (reason := rejection(title.strip(), content.strip(), least)) is not None:
             rejected[reason] += 1
@@ -100,7 +106,8 @@ def clean_block(block: Block, data: DataConfig) -> tuple[BlockSummary, list[byte
         array("Q", map(hash_of, map(str.encode, contents))),
         array("L", map(len, texts)),
         split_numbers(titles, data.validation_fraction, data.test_fraction),
-        {name: bytes(name in fields for fields in metadata) for name in names},
+        {name: bytes(name in fields and 1 + is_number(fields[name]) for fields in metadata) for name in names},
+        _texts(names, metadata),
         rejected,
         unreadable,
     )
@@ -149,19 +156,26 @@ def clean_blocks(
         os.fsync(file.fileno())
 
 
-def as_text(value: object) -> str:
-    """Return a value of a record as text: the items of a list joined with blanks, nothing for what has no text.
+def text_of(value: object) -> str | None:
+    """Return a value of a record as text, or None where it is not a text, a number, a boolean, or a list of these.
 
-    That is null, a number of more than 4,300 digits, and what is nested too deeply.
+    The items of a list are joined with blanks. An object that has a `text` is that text, as in the messages of a chat.
     """
-    if value is None:
+    if isinstance(value, str):
+        return value
+    if value is None or value != value:  # NaN
         return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return text_of(value["text"]) if "text" in value else None
     try:
-        if isinstance(value, (list, tuple)):
-            return " ".join(map(as_text, value))
-        return value if isinstance(value, str) else str(value)
-    except (ValueError, RecursionError):
-        return ""
+        if isinstance(value, list):
+            texts = list(map(text_of, value))
+            return None if None in texts else " ".join(filter(None, texts))
+        return str(value) if isinstance(value, (int, float, Decimal)) else None
+    except (ValueError, RecursionError):  # a number of more than 4,300 digits; lists in one another
+        return None
 
 
 Write = Callable[[int, bytes, set[int]], None]
@@ -280,6 +294,16 @@ def _record_encoder(title_key: str, content_key: str) -> tuple[type, Callable[[l
 def _kept_fields(names: tuple[str, ...], values: Sequence[object]) -> Metadata:
     found = zip(names, map(clean_value, values), strict=True)
     return {name: value for name, value in found if value is not None}
+
+
+def _texts(names: tuple[str, ...], metadata: list[Metadata]) -> dict[str, str]:
+    """Return the first value of each field that is no number."""
+    texts = {}
+    for name in names:
+        values = (fields[name] for fields in metadata if name in fields)
+        if (text := next((value for value in values if not is_number(value)), None)) is not None:
+            texts[name] = value_text(text)
+    return texts
 
 
 def _with_metadata(pairs: list[bytes], metadata: list[Metadata]) -> list[bytes]:

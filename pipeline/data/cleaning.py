@@ -6,11 +6,22 @@ import ast
 import contextlib
 import functools
 import html
+import html.entities
 import re
+from collections.abc import Callable
 
 from pipeline.data.words import normal_form, words
 
 _ENTITY = re.compile(r"&(?:#\d{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,31};)")
+# Code as Markdown has it: between rows of three backticks or more, or in a line between one or two. A backtick after a
+# letter is an apostrophe or the end of something. The lengths bound the search for an end that is not there.
+_CODE = re.compile(
+    r"(?<!`)(?P<fence>`{3,9})(?!`).{0,20000}?(?P=fence)(?!`)"
+    r"|(?<![\w`])(?:`(?![\s`])[^\n`]{0,200}(?<!\s)`|``(?![\s`])(?:[^\n`]|`(?!`)){0,200}(?<!\s)``)(?![\w`])",
+    re.DOTALL,
+)
+_CODE_PLACE = re.compile("\ufdd0(\\d+)\ufdd1")  # where code was; Unicode has promised that these are no characters
+_NO_CHARACTERS = str.maketrans("", "", "\ufdd0\ufdd1")
 # What is removed with all that it holds: where it begins and where it ends.
 _REMOVED = {
     "comment": (r"!--", re.compile(r"-->")),
@@ -36,37 +47,26 @@ _LONGEST_LITERAL = 1 << 18  # characters; Python's parser takes some 260 bytes o
 
 
 def clean(text: str) -> str:
-    """Return text without entities, markup, invisible characters and superfluous white space, its meaning kept."""
-    text = clean_light(text)
-    if text.isascii():
-        # In bytes, which takes a third of the time.
-        text = text.encode().translate(_ASCII_WHITE_SPACE_TO_BLANK, _ASCII_INVISIBLE).decode()
-    else:
-        text = normal_form("NFC", text)
-        if not text.isprintable():
-            text = " ".join(text.split())
-        if not text.isprintable():
-            text = _INVISIBLE.sub("", text)
-    # Blanks are the only white space left.
-    while (shorter := text.replace("  ", " ")) != text:
-        text = shorter
-    return text.strip(" ")
+    """Return text without entities, markup, invisible characters and superfluous white space, its meaning kept.
 
-
-def clean_light(text: str) -> str:
-    """Return text without entities and markup, its line breaks and spaces kept."""
+    Code in backticks stays as it is.
+    """
     text = text.strip()
     if text.startswith("["):
         text = join_list(text)
-    if "&" in text:
-        for _ in range(_LONGEST_DECODE):
-            encoded, text = text, _ENTITY.sub(_decode, text)
-            if text == encoded:
-                break
-    if "<" in text:
-        text = _without_comments_and_code(text)
-        text = _BLOCK_TAG.sub(" ", text)
-        text = _INLINE_TAG.sub("", text)
+    return _around_code(text, _clean) if "`" in text else _clean(text)
+
+
+def clean_light(text: str) -> str:
+    """Return text without entities and markup, its line breaks, spaces and code in backticks kept."""
+    text = text.strip()
+    if text.startswith("["):
+        text = join_list(text)
+    return _around_code(text, _clean_light) if "`" in text else _clean_light(text)
+
+
+def clean_verbatim(text: str) -> str:
+    """Return text as it is, without white space around it."""
     return text.strip()
 
 
@@ -75,7 +75,7 @@ def clean_legacy(text: str) -> str:
     return _LEGACY_REMOVED.sub("", text).strip()
 
 
-CLEANERS = {"default": clean, "light": clean_light, "legacy": clean_legacy}
+CLEANERS = {"default": clean, "light": clean_light, "verbatim": clean_verbatim, "legacy": clean_legacy}
 
 
 def normalise_title(title: str) -> str:
@@ -115,6 +115,48 @@ def rejection(title: str, content: str, min_content_chars: int) -> str | None:
     return None
 
 
+def _around_code(text: str, clean_rest: Callable[[str], str]) -> str:
+    """Clean what is not code in backticks, as one text: markup may begin before code and end after it."""
+    code: list[str] = []
+
+    def keep(found: re.Match[str]) -> str:
+        code.append(_INVISIBLE.sub("", found[0]))
+        return f"\ufdd0{len(code) - 1}\ufdd1"
+
+    rest = _CODE.sub(keep, text.translate(_NO_CHARACTERS))
+    return _CODE_PLACE.sub(lambda place: code[int(place[1])], clean_rest(rest))
+
+
+def _clean(text: str) -> str:
+    text = _clean_light(text)
+    if text.isascii():
+        # In bytes, which takes a third of the time.
+        text = text.encode().translate(_ASCII_WHITE_SPACE_TO_BLANK, _ASCII_INVISIBLE).decode()
+    else:
+        text = normal_form("NFC", text)
+        if not text.isprintable():
+            text = " ".join(text.split())
+        if not text.isprintable():
+            text = _INVISIBLE.sub("", text)
+    # Blanks are the only white space left.
+    while (shorter := text.replace("  ", " ")) != text:
+        text = shorter
+    return text.strip(" ")
+
+
+def _clean_light(text: str) -> str:
+    if "&" in text:
+        for _ in range(_LONGEST_DECODE):
+            encoded, text = text, _ENTITY.sub(_decode, text)
+            if text == encoded:
+                break
+    if "<" in text:
+        text = _without_comments_and_code(text)
+        text = _BLOCK_TAG.sub(" ", text)
+        text = _INLINE_TAG.sub("", text)
+    return text.strip()
+
+
 def _without_comments_and_code(text: str) -> str:
     # A search for an end that is not there goes to the end of the text: it is made once, not for each beginning.
     kept, place, kinds, last = [], 0, dict(_REMOVED), text.rfind(">") + 1
@@ -140,4 +182,7 @@ def _decode(match: re.Match[str]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _decoded(entity: str) -> str:
-    return html.unescape(entity if entity.endswith(";") else entity + ";")
+    if entity[1] == "#":
+        return html.unescape(entity if entity.endswith(";") else entity + ";")
+    # Not unescape, which reads &param; as &para and the rest.
+    return html.entities.html5.get(entity[1:], entity)

@@ -16,10 +16,24 @@ Metadata = dict[str, Value]
 LONGEST_TEXT = 200  # characters; the store repeats the metadata in each piece of a record
 MOST_ITEMS = 32  # of a list
 _EXACT_INTEGER = 2**53
-# "20", "$1,299.99" and, with a comma as the decimal sign, "R$ 1.299,90"; "007" and what has more digits than a number
-# holds are names.
-_WITH_POINT = re.compile(r"(?:[A-Z]{0,3}[$€£¥] ?)?(-?(?:0|[1-9]\d{0,14}|[1-9]\d{0,2}(?:,\d{3}){1,4})(?:\.\d+)?)")
-_WITH_COMMA = re.compile(r"(?:[A-Z]{0,3}[$€£¥] ?)?(-?(?:0|[1-9]\d{0,14}|[1-9]\d{0,2}(?:\.\d{3}){1,4}),\d{1,2})")
+# "007" and what has more digits than a number holds are names.
+_WHOLE = r"0|[1-9]\d{0,14}"
+_WITH_POINT = re.compile(rf"-?(?:{_WHOLE}|[1-9]\d{{0,2}}(?:,\d{{3}}){{1,4}})(?:\.\d+)?")  # 20, 1,299.99
+_WITH_COMMA = re.compile(rf"-?(?:{_WHOLE}|[1-9]\d{{0,2}}(?:\.\d{{3}}){{1,4}}),\d{{1,2}}")  # 12,9 and 1.299,90
+_NO_DIGITS = re.compile(r"\D")
+# A price has a currency before or after it, a symbol or a name: the codes that are traded most, and usual abbreviations.
+_CURRENCY = (
+    r"(?:[A-Z]{0,3}[$€£¥฿₠-⃀]|USD|EUR|JPY|GBP|CNY|AUD|CAD|CHF|HKD|SGD|SEK|KRW|NOK|NZD|INR|MXN|TWD|ZAR|BRL|DKK|PLN|THB|ILS|IDR|"
+    r"CZK|AED|TRY|HUF|CLP|SAR|PHP|MYR|COP|RUB|RON|PEN|ARS|UAH|VND|EGP|NGN|KES|PKR|BGN|[Ee]uros?|[Kk]r\.?|zł|Kč|Ft|[Ll]ei|"
+    r"S?Fr\.|Rs\.?|Rp\.?|RM|руб\.?|р\.|грн\.?|лв\.?|S/\.?)"
+)
+# Three digits after a sign are thousands, since a price has two decimals; one sign more is the decimal sign. In India
+# thousands are in twos (1,29,999). Some write a dash for no decimals (49,- and 49:-).
+_PRICE = re.compile(
+    rf"(?P<before>-?{_CURRENCY} ?)?"
+    rf"(?P<whole>-?(?:[1-9]\d{{0,2}}(?P<sign>[., '’])\d{{3}}(?:(?P=sign)\d{{3}}){{0,3}}|[1-9]\d?(?:,\d\d){{1,4}},\d{{3}}|{_WHOLE}))"
+    rf"(?:(?!(?P=sign))[.,](?P<decimals>\d+)|(?P<dash>[.,:][-–—]))?(?P<after> ?{_CURRENCY})?"
+)
 
 
 def clean_value(value: object) -> Value | None:
@@ -49,13 +63,30 @@ def comparable_values(value: Value) -> list[float | str]:
 
 
 def comparable_value(text: str) -> float | str:
-    """Return the number that a text reads as, a currency sign and separators left out, or the text, clean."""
+    """Return the number that a text reads as, separators and the currency of a price left out, or the text, clean."""
     text = _text(text)
-    if found := _WITH_POINT.fullmatch(text):
-        return float(found[1].replace(",", ""))
-    if found := _WITH_COMMA.fullmatch(text):
-        return float(found[1].replace(".", "").replace(",", "."))
-    return text
+    number = number_of(text)
+    return text if number is None else number
+
+
+def number_of(text: str) -> float | None:
+    """Return the number or price that a clean text is, or None."""
+    if _WITH_POINT.fullmatch(text):
+        return float(text.replace(",", ""))
+    if _WITH_COMMA.fullmatch(text):
+        return float(text.replace(".", "").replace(",", "."))
+    price = _PRICE.fullmatch(text)
+    if price is None or not (price["before"] or price["after"] or price["dash"]):
+        return None
+    amount = float(_NO_DIGITS.sub("", price["whole"]) + "." + (price["decimals"] or "0"))
+    return -amount if text.startswith("-") or "-" in price["whole"] else amount
+
+
+def is_number(value: Value) -> bool:
+    """Tell whether conditions compare a value that is kept as a number; a list, as soon as one of its items is one."""
+    if isinstance(value, list):
+        return any(map(is_number, value))
+    return number_of(value) is not None if isinstance(value, str) else not isinstance(value, bool)
 
 
 def value_text(value: Value) -> str:

@@ -15,19 +15,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.data import delimited, opening
-from pipeline.data.formats import (
-    BLOCK_ROWS,
+from pipeline.data.formats import DelimitedFormat, Format, TableFormat, TextFormat, format_of
+from pipeline.data.json_input import line_rows, with_nulls, without_comma
+from pipeline.data.rows import (
     BYTE_ORDER_MARK,
-    DelimitedFormat,
-    Format,
-    TableFormat,
-    TextFormat,
-    format_of,
-    json_rows,
+    MAX_LINE_BYTES,
+    Rows,
+    Suspect,
+    Unreadable,
+    excerpt,
+    field_value,
+    top_names,
 )
-from pipeline.data.rows import MAX_LINE_BYTES, Rows, Suspect, Unreadable, excerpt
 from pipeline.run.errors import UserError
 
+BLOCK_ROWS = 1024
 BLOCK_BYTES = 3 << 17
 _READ_ONCE = "cannot be read twice, as stage 1 does: write it to a file first, and name that with --data.input."
 _HUB_ID = re.compile(r"[\w.-]+/[\w-]+")  # without an ending
@@ -185,30 +187,34 @@ def blocks(
     recognised = recognised or recognise(path, keys)
     kind = recognised.format
     if isinstance(kind, TableFormat):
-        total, rows = kind.rows(path, list(keys))
+        total, rows = kind.rows(path, sorted(top_names(keys)))
         yield from _parsed_blocks(rows, path, keys, lambda number: size * number // total)
         return
     stored, file = opening.open_text(path, recognised.encoding)
     with stored, _gzip_errors(path):
-        if _is_json_lines(kind, file):
+        if _is_json_lines(path, file, kind, keys):
             yield from _line_blocks(path, file, stored)
         else:
-            rows = _text_rows(path, file, recognised)
+            rows = _text_rows(path, file, keys, recognised)
             yield from _parsed_blocks(rows, path, keys, lambda _: stored.tell())
 
 
-def _text_rows(path: Path, file: io.BufferedReader, recognised: Recognised) -> Rows:
+def _text_rows(path: Path, file: io.BufferedReader, keys: Sequence[str], recognised: Recognised) -> Rows:
     if recognised.dialect is not None:
         return delimited.rows(file, recognised.dialect, recognised.encoding)
     assert isinstance(recognised.format, TextFormat)
-    return recognised.format.rows(path, file)
+    return recognised.format.rows(path, file, keys)
 
 
-def field_names(path: Path, examined: int = 1000, recognised: Recognised | None = None) -> list[str]:
-    """Return the names of the fields that the first records have."""
+def field_names(
+    path: Path, title_key: str, content_key: str, examined: int = 1000, recognised: Recognised | None = None
+) -> list[str]:
+    """Return the names of the fields that the first records have; those within another come after it, with a dot."""
+    keys = title_key, content_key
 
     def names(rows: Rows) -> list[str]:
-        return sorted({name for row in itertools.islice(rows, examined) if isinstance(row, dict) for name in row})
+        some = itertools.islice(rows, examined)
+        return sorted({name for row in some if isinstance(row, dict) for name in _names_in(row)})
 
     recognised = recognised or recognise(path, ())
     kind = recognised.format
@@ -216,7 +222,8 @@ def field_names(path: Path, examined: int = 1000, recognised: Recognised | None 
         return names(kind.rows(path, None)[1])
     stored, file = opening.open_text(path, recognised.encoding)
     with stored:
-        return names(json_rows(file) if _is_json_lines(kind, file) else _text_rows(path, file, recognised))
+        lines = _is_json_lines(path, file, kind, keys)
+        return names(line_rows(file) if lines else _text_rows(path, file, keys, recognised))
 
 
 class LineCounter:
@@ -237,9 +244,8 @@ class LineCounter:
         return self._lines
 
 
-def _is_json_lines(kind: Format, file: io.BufferedReader) -> bool:
-    beginning = file.peek(64).removeprefix(BYTE_ORDER_MARK).lstrip()
-    return isinstance(kind, TextFormat) and kind.may_be_lines and not beginning.startswith(b"[")
+def _is_json_lines(path: Path, file: io.BufferedReader, kind: Format, keys: Sequence[str]) -> bool:
+    return isinstance(kind, TextFormat) and kind.holds_lines(path, file, keys)
 
 
 def _line_blocks(path: Path, file: io.BufferedReader, stored: io.BufferedReader) -> Iterator[Block]:
@@ -288,26 +294,46 @@ def _whole_lines(file: io.BufferedReader, start: int) -> int:
 
 
 @functools.cache
-def _line_decoder(title_key: str, content_key: str, metadata: tuple[str, ...]) -> Any:
+def _line_decoder(
+    title_key: str, content_key: str, metadata: tuple[str, ...]
+) -> tuple[Any, Callable[[Any], Record] | None]:
+    """Return a decoder of lines, and what makes a Record of a decoded line, None where that has its attributes."""
     import msgspec
 
+    if any("." in key for key in (title_key, content_key, *metadata)):
+        return msgspec.json.Decoder(dict[str, Any]), functools.partial(_record, (title_key, content_key, *metadata))
     names = {"title": title_key, "content": content_key} | {f"field_{n}": name for n, name in enumerate(metadata)}
     fields = [(field, object, None) for field in names]
-    return msgspec.json.Decoder(msgspec.defstruct("Line", fields, rename=names, gc=False))
+    decoder = msgspec.json.Decoder(msgspec.defstruct("Line", fields, rename=names, gc=False))
+    return decoder, _record_of_line if metadata else None
+
+
+def _record_of_line(line: Any) -> Record:
+    import msgspec
+
+    title, content, *metadata = msgspec.structs.astuple(line)
+    return Record(title, content, tuple(metadata))
+
+
+def _record(keys: Sequence[str], row: dict[str, Any]) -> Record:
+    title, content, *metadata = (field_value(row, key) for key in keys)
+    return Record(title, content, tuple(metadata))
 
 
 def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple[str, ...]) -> Contents:
     import msgspec
 
-    def found(parsed: list[Any]) -> list[Any]:
-        # Without metadata, what msgspec has made has the attributes of a Record.
-        return (
-            [Record(values[0], values[1], values[2:]) for values in map(msgspec.structs.astuple, parsed)]
-            if metadata
-            else parsed
-        )
+    decoder, record = _line_decoder(title_key, content_key, metadata)
 
-    decoder = _line_decoder(title_key, content_key, metadata)
+    def found(parsed: list[Any]) -> list[Any]:
+        return parsed if record is None else list(map(record, parsed))
+
+    def decode(line: bytes) -> Any:
+        try:
+            return decoder.decode(line)
+        except msgspec.DecodeError:
+            return decoder.decode(with_nulls(line))
+
     if len(lines) <= MAX_LINE_BYTES:
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return Contents(found(decoder.decode_lines(lines)), [])
@@ -319,7 +345,7 @@ def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple
         try:
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError(TOO_LONG)
-            records.append(decoder.decode(line))
+            records.append(decode(without_comma(line)))
         except UnicodeDecodeError:
             unreadable.append(Unreadable(number, "invalid UTF-8", excerpt(line)))
         except RecursionError:
@@ -333,11 +359,6 @@ def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple
 def _parsed_blocks(
     rows: Rows, path: Path, keys: tuple[str, ...], position_after: Callable[[int], int]
 ) -> Iterator[Block]:
-    title, content, *metadata = keys
-
-    def record(row: dict[str, Any]) -> Record:
-        return Record(row.get(title), row.get(content), tuple(map(row.get, metadata)))
-
     reported = size = 0
     parsed: list[Record | Unreadable] = []
     suspects: list[Suspect] = []
@@ -345,10 +366,10 @@ def _parsed_blocks(
         if isinstance(row, Suspect):
             suspects.append(row)
             continue
-        parsed.append(row if isinstance(row, Unreadable) else record(row))
+        parsed.append(row if isinstance(row, Unreadable) else _record(keys, row))
         size += _size(parsed[-1])
         if len(parsed) == BLOCK_ROWS or size > BLOCK_BYTES:
-            position = position_after(number)
+            position = max(position_after(number), reported)  # columns are read by turns
             yield Block(path, position - reported, parsed=tuple(parsed), suspects=tuple(suspects))
             parsed, suspects, size, reported = [], [], 0, position
     yield Block(path, path.stat().st_size - reported, parsed=tuple(parsed), suspects=tuple(suspects))
@@ -366,3 +387,12 @@ def _size(value: object) -> int:
     for inner in value:
         size += len(inner) if type(inner) is str else _size(inner)
     return size
+
+
+def _names_in(row: dict[str, Any], depth: int = 4) -> Iterator[str]:
+    """Yield the names of the fields of a row, and of those within them."""
+    for name, value in row.items():
+        yield name
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict) and depth > 1:
+                yield from (f"{name}.{inner}" for inner in _names_in(part, depth - 1))

@@ -34,7 +34,7 @@ class ProcessedData:
     content_key: str
     validation_fraction: float
     test_fraction: float
-    cleaning: Literal["default", "light", "legacy"]
+    cleaning: Literal["default", "light", "verbatim", "legacy"]
     metadata: tuple[str, ...] = ()
     """Keys of the other fields that records may have."""
     manifest: dict[str, Any] = field(default_factory=dict, repr=False)

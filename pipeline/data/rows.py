@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 MAX_LINE_BYTES = 8 << 20
 SHOWN_OF_UNREADABLE = 1000  # characters of an unreadable line that are kept
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Unreadable(NamedTuple):
@@ -33,6 +34,22 @@ class Suspect(NamedTuple):
 
 
 Rows = Iterator["dict[str, Any] | Unreadable | Suspect"]
+
+
+def field_value(row: dict[str, Any], name: str) -> object:
+    """Return the value of a field, None if there is none; `a.b` is the field b within a, in a list those of its items."""
+    if name in row:
+        return row[name]
+    outer, dot, inner = name.partition(".")
+    held = row.get(outer) if dot else None
+    if isinstance(held, list):
+        return [field_value(item, inner) for item in held if isinstance(item, dict)]
+    return field_value(held, inner) if isinstance(held, dict) else None
+
+
+def top_names(keys: Iterable[str]) -> set[str]:
+    """Return the names that rows may have where field_value is asked for some keys."""
+    return {name for key in keys for name in (key, key.partition(".")[0])}
 
 
 def is_utf8(text: str) -> bool:

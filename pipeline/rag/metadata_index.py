@@ -80,7 +80,7 @@ def select(database: sqlite3.Connection, where: Sequence[Condition], run: RunFol
     parameters: dict[str, float | str] = {f"field{n}": condition.field for n, condition in enumerate(where)}
     for n, condition in enumerate(where):
         alike = condition.operator in ("=", "!=")
-        parameters[f"value{n}"] = comparable_value(condition.value) if alike else float(condition.value)
+        parameters[f"value{n}"] = comparable_value(condition.value) if alike else condition.number
     meeting = " AND ".join(_MEETING[condition.operator].format(n) for n, condition in enumerate(where))
     return dict(database.execute(f"SELECT number, id FROM pieces WHERE {meeting}", parameters))
 

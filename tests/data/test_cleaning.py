@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.cleaning import clean, clean_legacy, join_list, normalise_title, rejection
+from pipeline.data.cleaning import CLEANERS, clean, clean_legacy, join_list, normalise_title, rejection
 
 
 @pytest.mark.parametrize(("raw", "cleaned"), [
@@ -33,9 +33,43 @@ from pipeline.data.cleaning import clean, clean_legacy, join_list, normalise_tit
     ("zero\u200bwidth\u00ad\ufeff\x00", "zerowidth"),
     ("½ inch ™ 25 °C", "½ inch ™ 25 °C"),
     ("[sic] a list", "[sic] a list"),
+    ("ptr = &param; &notit; &copy; &amp;lt; &para;", "ptr = &param; &notit; © < ¶"),
 ])  # fmt: skip
 def test_clean(raw, cleaned):
     assert clean(raw) == cleaned
+
+
+CODE = [
+    "How do I centre a `<div>`?", "`vector<a>`; send `&param;` and ``<b>`x`</b>``", "```html\n<p>One</p>\n\n  <br>\n```",
+    "`a &amp;  b`", "Run ```x = `ls <b>` ```", "```` ```<p>``` ````",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", CODE)
+@pytest.mark.parametrize("mode", ["default", "light", "verbatim"])
+def test_code_in_backticks_is_kept(code, mode):
+    assert CLEANERS[mode](code) == code
+    assert CLEANERS[mode](f"\n{code}\n") == code
+
+
+@pytest.mark.parametrize(("raw", "cleaned"), [
+    ("<p>Use `<b>` <!-- `not` --> &amp; <i>`</i>`</i>", "Use `<b>` & `</i>`"),
+    ("<script>f(`<p>${x}</p>`)</script>Safe", "Safe"),
+    ("it`s <b>bold</b>, isn`t <i>it</i>", "it`s bold, isn`t it"),
+    ("5` <b>x</b> 6``", "5` x 6``"),
+    ("a ` <b>b</b> ` c", "a ` b ` c"),
+    ("```not <b>closed</b>", "```not closed"),
+    ("['Use `<b>`.', 'It`s <i>fine</i>.']", "Use `<b>`. It`s fine."),
+    ("`a\u200b\x00`", "`a`"),
+    ("\ufdd00\ufdd1 `<p>`", "0 `<p>`"),
+])  # fmt: skip
+def test_what_is_around_code_is_cleaned(raw, cleaned):
+    assert clean(raw) == cleaned
+
+
+def test_verbatim_keeps_everything_within():
+    text = "How do I  centre a <div>?\n\tptr = &param; ['a', 'b'] cafe\u0301\u00ad"
+    assert CLEANERS["verbatim"](f" {text}\r\n") == text
 
 
 def test_legacy_reproduces_the_original_filter():
@@ -54,7 +88,7 @@ def test_cleaning_twice_changes_nothing_in_text_without_markup(text):
 @given(st.text())
 def test_clean_never_fails_and_leaves_no_stray_white_space(text):
     cleaned = clean(text)
-    assert cleaned == " ".join(cleaned.split())
+    assert "`" in text or cleaned == " ".join(cleaned.split())
     cleaned.encode()
 
 

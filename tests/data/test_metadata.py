@@ -18,7 +18,7 @@ import process_data
 import rag_indexing
 import rag_model_retriever
 import rag_search_vs
-from config import PRESETS, Condition, DataConfig, RagConfig, parse_condition
+from config import PRESETS, PROJECT_DIR, Condition, DataConfig, RagConfig, parse_condition
 from pipeline.data import metadata, readers
 from pipeline.data.records import open_processed
 from pipeline.rag import chunking, indexing, metadata_index, retrieval, vector_store
@@ -78,6 +78,11 @@ def test_what_is_kept_of_a_value(value, kept):
 @pytest.mark.parametrize(("text", "read_as"), [
     ("20", 20), ("-3.50", -3.5), ("$12.99", 12.99), ("US$ 1,299.99", 1299.99), ("R$ 1.299,90", 1299.9), ("0,5", 0.5),
     ("€20", 20), ("1.5", 1.5), ("007", "007"), ("9780306406157123", "9780306406157123"), ("12 inches", "12 inches"),
+    ("R$ 1.299", 1299), ("12,99 €", 12.99), ("12.99 USD", 12.99), ("1 299,00 €", 1299), ("49 kr", 49), ("49,- Kč", 49),
+    ("CHF 1'299.50", 1299.5), ("₹ 1,29,999", 129999), ("-12,99 €", -12.99), ("$-5", -5), ("$0.599", 0.599), ("¥1,299", 1299),
+    ("1\u202f299,00\xa0€", 1299), ("1.234.567,89 €", 1234567.89), ("US$12.9999", 12.9999), ("1.299", 1.299), ("1,299", 1299),
+    ("1.299.00 €", "1.299.00 €"), ("1 299", "1 299"), ("from 12,99 €", "from 12,99 €"), ("$10 - $20", "$10 - $20"),
+    ("€007", "€007"), ("5 LED", "5 LED"), ("12.99 GB", "12.99 GB"),
     ("1,2,3", "1,2,3"), ("nan", "nan"), ("1e5", "1e5"), ("AT&amp;T", "AT&T"),
 ])  # fmt: skip
 def test_texts_that_read_as_numbers_are_compared_as_numbers(text, read_as):
@@ -92,9 +97,21 @@ def test_stage_1_keeps_the_fields_and_later_stages_do_not_see_them(tmp_path):
     }  # fmt: skip
     assert set(records[4]) == {"product", "description"}
     assert manifest["metrics"]["metadata"] == {"brand": 4, "price": 4}
+    assert manifest["metrics"]["numbers"] == {"brand": 0, "price": 4}
     data = open_processed(RunFolder(tmp_path / "demo"))
     assert list(data) == [(title, content) for title, content, _ in RECORDS]
     assert next(data.with_metadata()) == (*RECORDS[0][:2], {"brand": "Sansha", "price": 18.5})
+
+
+def test_values_that_do_not_read_as_numbers_beside_some_that_do_are_counted(tmp_path, capsys):
+    values = [1, "2", "R$ 3", ["4", "five"], "call us", "about 12", True, "call us"]
+    records = [(f"Title {n}", "c" * 50, {"price": value, "brand": "b"}) for n, value in enumerate(values)]
+    _, manifest = process(tmp_path, write_raw(tmp_path / "trn.jsonl", [*records, records[4]]), "price", "brand")
+    assert manifest["metrics"]["metadata"] == {"price": 8, "brand": 8}
+    assert manifest["metrics"]["numbers"] == {"price": 4, "brand": 0}
+    printed = capsys.readouterr().out
+    assert "price: 4 of 8 do not read as a number, such as 'call us'; a condition such as price<20" in printed
+    assert "brand:" not in printed
 
 
 def test_without_the_option_nothing_changes(tmp_path):
@@ -185,7 +202,20 @@ def test_names_that_clash_are_refused(names):
 
 
 @pytest.mark.parametrize(
-    "where", ["brand", "=x", "brand=", "price==5", "price<cheap", "price>nan", "price=<5", "<5", ""]
+    "where",
+    [
+        "brand",
+        "=x",
+        "brand=",
+        "price==5",
+        "price<cheap",
+        "price>nan",
+        "price<1,299",
+        "price<1.2,5",
+        "price=<5",
+        "<5",
+        "",
+    ],
 )
 def test_malformed_conditions_are_refused(where):
     with pytest.raises(ValueError, match=r"rag\.where must be"):
@@ -241,7 +271,8 @@ def retriever(empty, embeddings):
     (["brand!=Sansha"], {"Practice Skirt", "Cold Chisel"}),
     (["category=Dance"], {"Girls Ballet Tutu", "Ballet Slippers", "Practice Skirt"}),
     (["category!=Shoes"], {"Girls Ballet Tutu", "Practice Skirt", "Cold Chisel"}),
-    (["price<18.5"], {"Practice Skirt"}),
+    (["price<18.5"], {"Practice Skirt"}), (["price<18,5"], {"Practice Skirt"}), (["price<=18,50"], {"Girls Ballet Tutu", "Practice Skirt"}),
+    (["price>1.299,85"], {"Cold Chisel"}), (["price=1.299,90"], {"Cold Chisel"}),
     (["price<=18.50"], {"Girls Ballet Tutu", "Practice Skirt"}),
     (["price>32"], {"Cold Chisel"}),
     (["price>=32", "price<1e3"], {"Ballet Slippers"}),
@@ -388,6 +419,19 @@ def test_an_index_that_was_made_before_there_was_metadata_is_searched_as_before(
         old.search("Green Tea", 1, conditions("brand=x"))
     assert fill(empty.store, LexicalIndex.make(RunFolder(tmp_path)), embeddings, RECORDS) == (4, 4, 1)
     assert replace(empty, lexical=LexicalIndex.of_run(RunFolder(tmp_path))).search("tea", 9, conditions("brand=Halder"))
+
+
+def test_prices_are_found_however_their_currency_is_written(tmp_path, empty, embeddings):
+    source = PROJECT_DIR / "tests" / "faults" / "files" / "prices.jsonl"
+    rows = map(json.loads, source.read_text(encoding="utf-8").splitlines())
+    fill(empty.store, empty.lexical, embeddings, [(r["title"], r["content"], {"price": r["price"]}) for r in rows])
+
+    def found(*where):
+        return {hit.title for hit in empty.search("item", 9, conditions(*where))}
+
+    assert found("price<20") == found("price=12,99") == {"Item 1", "Item 4"}
+    assert found("price>20,5", "price<1e3") == {"Item 3"}
+    assert found("price>=1299") == {"Item 0", "Item 2"}
 
 
 # The stages.

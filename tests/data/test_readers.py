@@ -156,7 +156,7 @@ def test_blocks_of_lines_are_the_file_and_are_numbered_whatever_their_size(tmp_p
 
 
 @pytest.mark.parametrize("text", [
-    '{"title": ' + "[" * 100_000, '{"title": "t", "content": NaN}', '{"title": "t", "content": "c"} {}x', "17", "null",
+    '{"title": ' + "[" * 100_000, '{"title": "t", "content": nan}', '{"title": "t", "content": "c"} {}x', "17", "null",
 ])  # fmt: skip
 def test_lines_that_are_json_of_another_kind_are_told(tmp_path, text):
     path = tmp_path / "trn.jsonl"
@@ -167,10 +167,10 @@ def test_lines_that_are_json_of_another_kind_are_told(tmp_path, text):
 
 @pytest.mark.parametrize("name", ["lines.json", "array.json", "rows.csv", "rows.parquet"])
 def test_the_names_of_the_fields_are_found_in_every_form(tmp_path, name):
-    assert readers.field_names(write_rows(tmp_path / name)) == ["content", "title"]
+    assert readers.field_names(write_rows(tmp_path / name), "title", "content") == ["content", "title"]
 
 
 def test_the_names_of_the_fields_are_found_whatever_separates_them(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("Título;Preço, em R$\na;b\n", encoding="utf-8")
-    assert readers.field_names(path) == ["Preço, em R$", "Título"]
+    assert readers.field_names(path, "Título", "Preço") == ["Preço, em R$", "Título"]
