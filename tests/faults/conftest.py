@@ -23,6 +23,7 @@ SMALL = {
         *MODEL, "--lora.r", "4", "--train.max-steps", "4", "--train.batch-size", "2", "--train.max-length", "128",
         "--train.gradient-accumulation-steps", "1", "--train.save-steps", "2", "--train.validation-size", "4",
         "--generation.max-new-tokens", "2", "--questions.held-out", "2",
+        "--model.compute-dtype", "float32",  # auto is measured, and a busy machine may differ
     ),
     "ft_test_trained_model": QUESTIONS,
     "merge_and_convert": ("--gguf.type", "f32", "--gguf.parity-prompts", "1", "--gguf.min-agreement", "0.3"),
