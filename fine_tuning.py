@@ -22,7 +22,6 @@ from pipeline.models import (
     adapter,
     base_checks,
     bundled,
-    devices,
     distributed,
     generation,
     language_model,
@@ -38,9 +37,7 @@ from pipeline.run.run_folder import ADAPTER, LOSS_CURVE, TRAINED_RECORDS, TRAINI
 from pipeline.training import dataset, memory, plan, report
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from pipeline.training.batching import Batching
+    pass
 
 TEST_QUERIES = ("printed whole", "streamed")
 
@@ -51,7 +48,7 @@ def run(config: Config) -> Path:
 
     lower_rate = command_with_lower_rate(config)
     distributed.prepare(config.train.shard_weights)
-    check_settings(config)
+    plan.check_settings(config)
     backend = loading.prepare_backend(config.model)
     folder = RunFolder.of(config)
     data = records.open_processed(folder)
@@ -68,7 +65,7 @@ def run(config: Config) -> Path:
         if distributed.is_main():
             warn_if_not_convertible(config, tokenizer, prompt_format)
         limit = size.token_limit_of(config.model.name)
-        config = within(limit, config, metrics)
+        config = plan.within(limit, config, metrics)
         with data.unchanged():
             train_set, validation_set = dataset.build_datasets(config, data, tokenizer, prompt_format, metrics)
             asked = questions.choose_questions(data, config.questions)
@@ -76,8 +73,8 @@ def run(config: Config) -> Path:
         chosen, batching = plan.plan_training(config, backend, train_set)
         warn_of_answers_in_another_precision(folder, chosen)
         base = load_base(config, chosen)
-        chosen, batching = lay_out_records(config, base, train_set, chosen, batching)
-        note_plan(base, chosen, batching, metrics)
+        chosen, batching = plan.lay_out_records(config, base, train_set, chosen, batching)
+        plan.note(base, chosen, batching, metrics)
         tuned = adapter.add_adapter(base, config.lora, config.train.seed, chosen.checkpointing)
         report.print_parameters(tuned, metrics)
         probe = ask_probe(config, tuned, prompt_format, asked, "before")
@@ -125,32 +122,6 @@ def naming_remedy(lower_rate: str) -> Iterator[None]:
         yield
     except report.Diverged as error:
         raise UserError(f"{error} Run `{lower_rate}`, which has a lower learning rate.") from error
-
-
-def check_settings(config: Config) -> None:
-    """Raise a UserError for settings with which this machine cannot train."""
-    train = config.train
-    devices.require_trainable(config.model.compute_dtype)
-    if train.optimizer != "adamw_torch" and train.shard_weights:
-        raise UserError("--train.shard-weights needs --train.optimizer adamw_torch.")
-    if train.optimizer != "adamw_torch" and devices.best_device() != "cuda":
-        raise UserError(
-            f"--train.optimizer {train.optimizer} needs an NVIDIA GPU with CUDA. Use --train.optimizer adamw_torch."
-        )
-    if train.optimizer != "adamw_torch":
-        loading.require_bitsandbytes(f"--train.optimizer {train.optimizer}", "give --train.optimizer adamw_torch")
-
-
-def within(limit: int | None, config: Config, metrics: dict[str, Any]) -> Config:
-    """Return the settings with no longer records than the base model reads, and print it if that is a change."""
-    if limit is not None and config.train.max_length > limit:
-        print(
-            f"{config.model.name} reads {limit:,} tokens: records are cut at these, not at --train.max-length "
-            f"{config.train.max_length}.\n"
-        )
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_length=limit))
-    metrics["max_length"] = config.train.max_length
-    return config
 
 
 def require_room_to_answer(
@@ -207,35 +178,6 @@ def load_base(config: Config, chosen: memory.TrainingPlan) -> language_model.Lan
     base = loading.load_base(config.model, chosen.precision, config.train.max_length, chosen.compute_format)
     report.print_environment(base)
     return base
-
-
-def lay_out_records(
-    config: Config,
-    base: language_model.LanguageModel,
-    train_set: Dataset,
-    chosen: memory.TrainingPlan,
-    batching: Batching,
-) -> tuple[memory.TrainingPlan, Batching]:
-    """Return the plan for records that lie end to end if that is proved of the model, else one for padded records."""
-    from pipeline.training import isolation
-
-    found = isolation.layout_of(base, train_set) if distributed.is_main() else None
-    layout, reason = distributed.broadcast_from_main(found)
-    if layout == "end_to_end":
-        return chosen, batching
-    print(f"Records are trained in padded batches, since {reason}.")
-    loaded = dataclasses.replace(config, model=dataclasses.replace(config.model, precision=chosen.precision))
-    return plan.plan_training(loaded, base.backend, train_set, layout, loading.keeps_scores(base.model))
-
-
-def note_plan(
-    base: language_model.LanguageModel, chosen: memory.TrainingPlan, batching: Batching, metrics: dict[str, Any]
-) -> None:
-    """Note for the manifest what the training runs on and how it is done."""
-    metrics.update(
-        base.runs_on, layout=batching.layout, memory_estimate_gib=round(chosen.estimate.total / memory.GIB, 2)
-    )
-    metrics.update(checkpointing=chosen.checkpointing, passes=chosen.passes, tokens_of_largest_pass=chosen.tokens)
 
 
 def ask_probe(

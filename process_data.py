@@ -19,8 +19,8 @@ from tqdm import tqdm
 from config import Config, DataConfig
 from pipeline.data import opening, readers
 from pipeline.data.block_cleaning import BlockSummary, clean_blocks
+from pipeline.data.blocks import Block
 from pipeline.data.duplicates import DistinctCount, SeenHashes
-from pipeline.data.readers import Block
 from pipeline.data.records import SPLITS
 from pipeline.data.rows import Suspect, Unreadable
 from pipeline.run import files, manifests, run_folder

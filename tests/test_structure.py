@@ -58,6 +58,7 @@ IMPORTED_LATE = {
     "pipeline/training/attention",
     "pipeline/training/batching",
     "pipeline/training/flat_optimizer",
+    "pipeline/training/isolation",
     "pipeline/training/loss",
     "pipeline/training/session",
     "pipeline/training/trainer",

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from config import DataConfig
+from pipeline.data.blocks import Block
 from pipeline.data.cleaning import CLEANERS, rejection
 from pipeline.data.metadata import Metadata, clean_value, is_number, value_text
-from pipeline.data.readers import Block
 from pipeline.data.records import RECORD_SEPARATOR, split_numbers
 from pipeline.data.rows import Unreadable
 from pipeline.run import interruption

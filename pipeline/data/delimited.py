@@ -11,127 +11,19 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from pipeline.data import opening
+from pipeline.data.dialect import ESCAPED_QUOTE, Dialect, divided, is_quoted, names_of, rules_of, unescaped
 from pipeline.data.rows import MAX_LINE_BYTES, Rows, Suspect, Unreadable, excerpt, is_utf8
 
-SEPARATORS = ",;\t|"
 TOO_LONG = f"row longer than {MAX_LINE_BYTES >> 20} MiB"
 UNCLOSED = "unclosed quote"
 STRAY = "stray quote"
 OTHER_WIDTH = "another number of columns than the header"
-EXAMINED_CHARACTERS = 1 << 18
-HEADER_WITHIN = 20  # lines; a report has its title, its date and the like above
 LINES_AT_ONCE = 50  # a stray quote has them read in vain
 _READ_AT_A_TIME = 1 << 18  # characters
-_ESCAPE = re.compile(r'\\(["\\]|\Z)')  # MySQL writes a backslash before the end of a line, too
-_ESCAPED_QUOTE = "\ufdd0"  # stands for it while a row is divided; no text has it, since Unicode has no such character
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """How a file writes its rows."""
-
-    separator: str
-    """The sign between two columns."""
-    header_line: int = 1
-    """Line that names the columns, from 1; those before it hold no rows."""
-    backslash: bool = False
-    r"""Whether a quote within quotes is written \", as MySQL and Spark do, and not doubled."""
-
-
-def name_of(separator: str) -> str:
-    """Return how a separator is told, and how --data.separator takes it."""
-    return "tab" if separator == "\t" else repr(separator)
-
-
-def beginning(path: Path, encoding: str) -> str:
-    """Return the first lines of a file."""
-    stored, file = opening.open_text(path, encoding)
-    with stored:
-        return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape").read(EXAMINED_CHARACTERS)
-
-
-def recognise_dialect(
-    text: str, wanted: Collection[str], separator: str | None = None, header_line: int | None = None
-) -> Dialect:
-    r"""Return the dialect that the beginning of a file tells.
-
-    The header is the line, among the first, that has the wanted names, or else the first line of several columns.
-
-    Args:
-        text: lines that end with \n.
-        wanted: names of columns, whose case does not matter here; none if they are not known.
-        separator: the sign between two columns; None finds it.
-        header_line: line of the header, from 1; None finds it.
-    """
-    lines = text.split("\n")
-    # Excel's own way to say it.
-    told = re.fullmatch(r'"?sep=(.)"?', lines[0], re.IGNORECASE)
-    signs = separator or (told[1] if told else SEPARATORS)
-    first = header_line or (2 if told else 1)
-    last = header_line or first + HEADER_WITHIN
-    candidates = [(number, line) for number, line in enumerate(lines, 1) if first <= number <= last and line.strip()]
-    names = {name.strip().casefold() for name in wanted}
-
-    def found() -> tuple[int, str]:
-        for number, line in candidates if names else []:
-            for sign in signs:
-                if names <= {name.casefold() for name in _names(_divided(line, _rules(sign)) or line.split(sign))}:
-                    return number, sign
-        # Excel writes ; where the comma is the decimal sign, as in Brazil.
-        for number, line in candidates:
-            if possible := [sign for sign in signs if sign in line]:
-                rows = [row for row in lines[number : number + HEADER_WITHIN] if row]
-                widths = {sign: line.count(sign) for sign in possible}
-                fitting = {sign: sum(row.count(sign) == widths[sign] for row in rows) for sign in possible}
-                return number, max(possible, key=lambda sign: (fitting[sign], widths[sign]))
-        return candidates[0][0] if candidates else first, signs[0]
-
-    number, sign = found()
-    return Dialect(sign, number, _escapes_with_backslash(lines[number:], sign))
-
-
-def _escapes_with_backslash(lines: Sequence[str], separator: str) -> bool:
-    """Return whether more of the lines are rows with the backslash as an escape than without."""
-    balance, rules = 0, _rules(separator)
-    for line in lines:
-        if '\\"' in line:
-            balance += _divided(_unescaped(line), rules) is not None
-            balance -= _divided(line, rules) is not None
-    return balance > 0
-
-
-def _unescaped(line: str) -> str:
-    return _ESCAPE.sub(lambda sign: _ESCAPED_QUOTE if sign[1] == '"' else sign[1], line)
-
-
-def _rules(separator: str) -> Any:
-    """Return the rules of RFC 4180 with this separator, ready to be used, which is faster than to name them each time."""
-    return csv.reader((), delimiter=separator, strict=True).dialect
-
-
-def _divided(text: str, rules: Any) -> list[str] | None:
-    """Return the columns of a row; None if its quotes are not closed, or are closed and followed by more."""
-    try:
-        return next(csv.reader((text,), rules), [])
-    except csv.Error:
-        return None
-
-
-def _names(header: Sequence[str]) -> list[str]:
-    names = [name.strip() for name in header]
-    while names and not names[-1]:
-        names.pop()
-    return names
-
-
-def _is_quoted(column: str) -> bool:
-    return len(column) > 1 and column[0] == column[-1] == '"'
 
 
 def rows(file: io.BufferedReader, dialect: Dialect, encoding: str) -> Rows:
@@ -218,7 +110,7 @@ class _Parser:
 
     def __init__(self, lines: _Lines, dialect: Dialect) -> None:
         self._lines, self._separator, self._backslash = lines, dialect.separator, dialect.backslash
-        self._rules = _rules(dialect.separator)
+        self._rules = rules_of(dialect.separator)
         sign = re.escape(dialect.separator)
         self._column = re.compile(rf'"((?:[^"]|"(?!{sign}|\Z))*+)"(?={sign}|\Z)|([^{sign}]*)')
         # Programs that write tabs often quote nothing.
@@ -226,9 +118,9 @@ class _Parser:
         self._width = 0  # any, until the header is known
         header = lines.take() or ""
         columns = header.split(self._separator)
-        if all(map(_is_quoted, columns)):
+        if all(map(is_quoted, columns)):
             self._quotes_are_text = False
-        self._names = _names(self._record(header).values or columns)
+        self._names = names_of(self._record(header).values or columns)
         self._width = len(self._names)
 
     def rows(self, damage: str) -> Rows:
@@ -278,7 +170,7 @@ class _Parser:
         """Return whether a line would be a row by itself."""
         if '"' not in line or self._quotes_are_text:
             return self._fitted(line.split(self._separator)) is not None
-        return self._fitted(_divided(_unescaped(line) if self._backslash else line, self._rules)) is not None
+        return self._fitted(divided(unescaped(line) if self._backslash else line, self._rules)) is not None
 
     def _at_once(self, line: str) -> tuple[list[str], Sequence[str], str] | None:
         """Return what _record does for most records: as many lines as the number of their quotes tells, well formed."""
@@ -290,7 +182,7 @@ class _Parser:
                 if following.count('"') % 2:
                     break
             line = "\n".join([line, *further])
-        values = _divided(line, self._rules)
+        values = divided(line, self._rules)
         if values is None or len(values) != self._width:
             return None
         self._lines.skip(len(further))
@@ -311,7 +203,7 @@ class _Parser:
 
     def _quoted(self, line: str, backslash: bool) -> _Record:
         """Read the record that begins with a line by the rules of quoting; take its further lines if it can be read."""
-        read = _unescaped if backslash else str
+        read = unescaped if backslash else str
         further: list[str] = []
         problem = STRAY
 
@@ -339,7 +231,7 @@ class _Parser:
             return _Record(None, (), problem)
         fitted = self._fitted(values if further else self._literal(line, values))
         if fitted is not None and not (self._quotes_are_text and self._holds_rows(line, further)):
-            return _Record([value.replace(_ESCAPED_QUOTE, '"') for value in fitted] if backslash else fitted, further)
+            return _Record([value.replace(ESCAPED_QUOTE, '"') for value in fitted] if backslash else fitted, further)
         self._lines.give_back(further)
         return _Record(None, (), UNCLOSED) if self._holds_rows(line, further) else _Record(None, further, OTHER_WIDTH)
 
@@ -347,7 +239,7 @@ class _Parser:
         """Return the columns of a row with their quotes where these are text and not needed: no sign within makes them so."""
         if self._quotes_are_text and '""' not in line:
             columns = line.split(self._separator)
-            if len(columns) == len(values) and not all(map(_is_quoted, columns)):
+            if len(columns) == len(values) and not all(map(is_quoted, columns)):
                 return columns
         return values
 

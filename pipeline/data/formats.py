@@ -49,7 +49,7 @@ class TextFormat:
 
 @dataclass(frozen=True)
 class DelimitedFormat:
-    """Delimited text, whose encoding and signs are recognised first: pipeline/data/delimited.py."""
+    """Delimited text, whose encoding and signs are recognised first: pipeline/data/dialect.py."""
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,22 @@ class _AsUtf8(io.RawIOBase):
         """Return that it can be read."""
         return True
 
+    def seekable(self) -> bool:
+        """Return that another place can be gone to."""
+        return True
+
+    def seek(self, place: int, whence: int = io.SEEK_SET, /) -> int:
+        """Go to a place from the beginning, reading the file again if that is before this one."""
+        if whence != io.SEEK_SET:
+            raise io.UnsupportedOperation("only a place from the beginning is known")
+        if place < self._given:
+            self._file.seek(0)
+            self._decoder.reset()
+            self._encoded, self._given, self._ended = b"", 0, False
+        while self._given < place and self.read(min(place - self._given, EXAMINED_AT_A_TIME)):
+            pass
+        return self._given
+
     def tell(self) -> int:
         """Return how many bytes were read."""
         return self._given

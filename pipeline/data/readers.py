@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gzip
 import io
 import itertools
@@ -12,76 +11,24 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.data import delimited, opening
+from pipeline.data.blocks import BLOCK_BYTES, Block, Record, line_blocks, record_of
+from pipeline.data.dialect import Dialect, first_lines, name_of, recognise_dialect
 from pipeline.data.formats import DelimitedFormat, Format, TableFormat, TextFormat, format_of
-from pipeline.data.json_input import line_rows, with_nulls, without_comma
+from pipeline.data.json_input import line_rows
 from pipeline.data.rows import (
-    BYTE_ORDER_MARK,
-    MAX_LINE_BYTES,
     Rows,
     Suspect,
     Unreadable,
-    excerpt,
-    field_value,
     top_names,
 )
 from pipeline.run.errors import UserError
 
 BLOCK_ROWS = 1024
-BLOCK_BYTES = 3 << 17
 _READ_ONCE = "cannot be read twice, as stage 1 does: write it to a file first, and name that with --data.input."
 _HUB_ID = re.compile(r"[\w.-]+/[\w-]+")  # without an ending
-TOO_LONG = f"line longer than {MAX_LINE_BYTES >> 20} MiB"
-
-
-class Record(NamedTuple):
-    """A record of the input, as it was found there."""
-
-    title: object
-    content: object
-    metadata: Sequence[object] = ()
-    """The values of the fields that were asked for, None where there is none."""
-
-
-class Contents(NamedTuple):
-    """What a block holds."""
-
-    records: list[Record]
-    unreadable: list[Unreadable]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A part of the input: lines of a file, lines that were decompressed, or records that were parsed already."""
-
-    path: Path
-    stored_bytes: int
-    """How much of the file it takes."""
-    start: int = 0
-    """Where its lines begin in the file or in what was decompressed; their numbers count from there."""
-    length: int = 0
-    """Bytes of its lines; 0 if it has parsed records."""
-    lines: bytes | None = None
-    """Its lines, if they cannot be read from the file."""
-    parsed: tuple[Record | Unreadable, ...] = ()
-    suspects: tuple[Suspect, ...] = ()
-    """Which of its records may have swallowed others."""
-
-    def read(self, title_key: str, content_key: str, metadata: tuple[str, ...] = ()) -> Contents:
-        """Return what the block holds."""
-        if not self.length:
-            records = [item for item in self.parsed if isinstance(item, Record)]
-            return Contents(records, [item for item in self.parsed if isinstance(item, Unreadable)])
-        lines = self.lines
-        if lines is None:
-            with self.path.open("rb") as file:
-                file.seek(self.start)
-                lines = file.read(self.length)
-        if self.start == 0:
-            lines = lines.removeprefix(BYTE_ORDER_MARK)
-        return _parse_lines(lines, title_key, content_key, metadata)
 
 
 @dataclass(frozen=True)
@@ -90,7 +37,7 @@ class Recognised:
 
     format: Format
     encoding: str = opening.UTF8
-    dialect: delimited.Dialect | None = None
+    dialect: Dialect | None = None
     """Of delimited text."""
 
     def sentence(self) -> str:
@@ -100,7 +47,7 @@ class Recognised:
             return "" if self.encoding == opening.UTF8 else f"Read as {encoding} (--data.encoding)."
         escapes = ', quotes escaped as \\"' if self.dialect.backslash else ""
         return (
-            f"Read as {encoding}, columns separated by {delimited.name_of(self.dialect.separator)}, header in line "
+            f"Read as {encoding}, columns separated by {name_of(self.dialect.separator)}, header in line "
             f"{self.dialect.header_line}{escapes} (--data.encoding, --data.separator, --data.header-line)."
         )
 
@@ -159,8 +106,8 @@ def recognise(
         encoding = encoding or opening.recognise_encoding(path, may_be_legacy=isinstance(kind, DelimitedFormat))
         if not isinstance(kind, DelimitedFormat):
             return Recognised(kind, encoding)
-        beginning = delimited.beginning(path, encoding)
-    return Recognised(kind, encoding, delimited.recognise_dialect(beginning, wanted, separator, header_line))
+        beginning = first_lines(path, encoding)
+    return Recognised(kind, encoding, recognise_dialect(beginning, wanted, separator, header_line))
 
 
 @contextlib.contextmanager
@@ -193,7 +140,7 @@ def blocks(
     stored, file = opening.open_text(path, recognised.encoding)
     with stored, _gzip_errors(path):
         if _is_json_lines(path, file, kind, keys):
-            yield from _line_blocks(path, file, stored)
+            yield from line_blocks(path, file, stored)
         else:
             rows = _text_rows(path, file, keys, recognised)
             yield from _parsed_blocks(rows, path, keys, lambda _: stored.tell())
@@ -248,114 +195,6 @@ def _is_json_lines(path: Path, file: io.BufferedReader, kind: Format, keys: Sequ
     return isinstance(kind, TextFormat) and kind.holds_lines(path, file, keys)
 
 
-def _line_blocks(path: Path, file: io.BufferedReader, stored: io.BufferedReader) -> Iterator[Block]:
-    start = reported = 0
-
-    def newly_read() -> int:
-        nonlocal reported
-        before, reported = reported, stored.tell()
-        return reported - before
-
-    while file.peek(1):
-        if file is stored and (length := _whole_lines(file, start)):
-            yield Block(path, newly_read(), start, length)
-            start += length
-            continue
-        lines = file.read(BLOCK_BYTES)
-        if not lines.endswith(b"\n"):
-            lines += file.readline(MAX_LINE_BYTES)
-        long_line = b""
-        if not lines.endswith(b"\n") and file.peek(1):
-            whole = lines.rfind(b"\n") + 1
-            lines, long_line = lines[:whole], lines[whole:]
-        if lines:
-            yield Block(path, newly_read(), start, len(lines), lines)
-        if long_line:
-            while (rest := file.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
-                pass
-            problem = Unreadable(1, TOO_LONG, excerpt(long_line))
-            yield Block(path, newly_read(), start + len(lines), parsed=(problem,))
-        start = file.tell()
-
-
-def _whole_lines(file: io.BufferedReader, start: int) -> int:
-    """Go to the end of the block of lines at `start`, without reading it, and return its length.
-
-    If it ends in a line that is too long, stay and return 0.
-    """
-    file.seek(start + BLOCK_BYTES - 1)
-    rest = file.readline(MAX_LINE_BYTES)
-    if not rest:
-        return file.seek(0, io.SEEK_END) - start
-    if rest.endswith(b"\n") or not file.peek(1):
-        return file.tell() - start
-    file.seek(start)
-    return 0
-
-
-@functools.cache
-def _line_decoder(
-    title_key: str, content_key: str, metadata: tuple[str, ...]
-) -> tuple[Any, Callable[[Any], Record] | None]:
-    """Return a decoder of lines, and what makes a Record of a decoded line, None where that has its attributes."""
-    import msgspec
-
-    if any("." in key for key in (title_key, content_key, *metadata)):
-        return msgspec.json.Decoder(dict[str, Any]), functools.partial(_record, (title_key, content_key, *metadata))
-    names = {"title": title_key, "content": content_key} | {f"field_{n}": name for n, name in enumerate(metadata)}
-    fields = [(field, object, None) for field in names]
-    decoder = msgspec.json.Decoder(msgspec.defstruct("Line", fields, rename=names, gc=False))
-    return decoder, _record_of_line if metadata else None
-
-
-def _record_of_line(line: Any) -> Record:
-    import msgspec
-
-    title, content, *metadata = msgspec.structs.astuple(line)
-    return Record(title, content, tuple(metadata))
-
-
-def _record(keys: Sequence[str], row: dict[str, Any]) -> Record:
-    title, content, *metadata = (field_value(row, key) for key in keys)
-    return Record(title, content, tuple(metadata))
-
-
-def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple[str, ...]) -> Contents:
-    import msgspec
-
-    decoder, record = _line_decoder(title_key, content_key, metadata)
-
-    def found(parsed: list[Any]) -> list[Any]:
-        return parsed if record is None else list(map(record, parsed))
-
-    def decode(line: bytes) -> Any:
-        try:
-            return decoder.decode(line)
-        except msgspec.DecodeError:
-            return decoder.decode(with_nulls(line))
-
-    if len(lines) <= MAX_LINE_BYTES:
-        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return Contents(found(decoder.decode_lines(lines)), [])
-    records: list[Any] = []
-    unreadable: list[Unreadable] = []
-    for number, line in enumerate(lines.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            if len(line) > MAX_LINE_BYTES:
-                raise ValueError(TOO_LONG)
-            records.append(decode(without_comma(line)))
-        except UnicodeDecodeError:
-            unreadable.append(Unreadable(number, "invalid UTF-8", excerpt(line)))
-        except RecursionError:
-            unreadable.append(Unreadable(number, "nested too deeply", excerpt(line)))
-        except ValueError as error:  # msgspec's errors too
-            problem = str(error).replace("JSON is malformed", "not JSON")
-            unreadable.append(Unreadable(number, problem, excerpt(line)))
-    return Contents(found(records), unreadable)
-
-
 def _parsed_blocks(
     rows: Rows, path: Path, keys: tuple[str, ...], position_after: Callable[[int], int]
 ) -> Iterator[Block]:
@@ -366,7 +205,7 @@ def _parsed_blocks(
         if isinstance(row, Suspect):
             suspects.append(row)
             continue
-        parsed.append(row if isinstance(row, Unreadable) else _record(keys, row))
+        parsed.append(row if isinstance(row, Unreadable) else record_of(keys, row))
         size += _size(parsed[-1])
         if len(parsed) == BLOCK_ROWS or size > BLOCK_BYTES:
             position = max(position_after(number), reported)  # columns are read by turns

@@ -1,4 +1,4 @@
-"""Decide how a training is done: in which number format, in which precision, in how many passes."""
+"""Decide whether and how a training is done: in which number format and precision, in how many passes, laid out how."""
 
 from __future__ import annotations
 
@@ -8,14 +8,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import Config, ModelConfig
-from pipeline.models import devices, distributed
-from pipeline.models.language_model import Backend
+from pipeline.models import devices, distributed, loading
+from pipeline.models.language_model import Backend, LanguageModel
 from pipeline.models.size import model_size
+from pipeline.run.errors import UserError
 from pipeline.run.run_folder import CHECKPOINTS
 from pipeline.training import checkpoints, duration, memory
 
 if TYPE_CHECKING:
     from pipeline.training.batching import Batching, Layout
+
+
+def check_settings(config: Config) -> None:
+    """Raise a UserError for settings with which this machine cannot train."""
+    train = config.train
+    devices.require_trainable(config.model.compute_dtype)
+    if train.optimizer != "adamw_torch" and train.shard_weights:
+        raise UserError("--train.shard-weights needs --train.optimizer adamw_torch.")
+    if train.optimizer != "adamw_torch" and devices.best_device() != "cuda":
+        raise UserError(
+            f"--train.optimizer {train.optimizer} needs an NVIDIA GPU with CUDA. Use --train.optimizer adamw_torch."
+        )
+    if train.optimizer != "adamw_torch":
+        loading.require_bitsandbytes(f"--train.optimizer {train.optimizer}", "give --train.optimizer adamw_torch")
+
+
+def within(limit: int | None, config: Config, metrics: dict[str, Any]) -> Config:
+    """Return the settings with no longer records than the base model reads, and print it if that is a change."""
+    if limit is not None and config.train.max_length > limit:
+        print(
+            f"{config.model.name} reads {limit:,} tokens: records are cut at these, not at --train.max-length "
+            f"{config.train.max_length}.\n"
+        )
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_length=limit))
+    metrics["max_length"] = config.train.max_length
+    return config
 
 
 def plan_training(
@@ -81,3 +108,30 @@ def as_before(
     if model.precision == "auto":
         model = dataclasses.replace(model, precision=checkpoints.recorded_setting(folder, "model.precision"))
     return model, form
+
+
+def lay_out_records(
+    config: Config,
+    base: LanguageModel,
+    train_set: Any,
+    chosen: memory.TrainingPlan,
+    batching: Batching,
+) -> tuple[memory.TrainingPlan, Batching]:
+    """Return the plan for records that lie end to end if that is proved of the model, else one for padded records."""
+    from pipeline.training import isolation
+
+    found = isolation.layout_of(base, train_set) if distributed.is_main() else None
+    layout, reason = distributed.broadcast_from_main(found)
+    if layout == "end_to_end":
+        return chosen, batching
+    print(f"Records are trained in padded batches, since {reason}.")
+    loaded = dataclasses.replace(config, model=dataclasses.replace(config.model, precision=chosen.precision))
+    return plan_training(loaded, base.backend, train_set, layout, loading.keeps_scores(base.model))
+
+
+def note(base: LanguageModel, chosen: memory.TrainingPlan, batching: Batching, metrics: dict[str, Any]) -> None:
+    """Note for the manifest what the training runs on and how it is done."""
+    metrics.update(
+        base.runs_on, layout=batching.layout, memory_estimate_gib=round(chosen.estimate.total / memory.GIB, 2)
+    )
+    metrics.update(checkpointing=chosen.checkpointing, passes=chosen.passes, tokens_of_largest_pass=chosen.tokens)

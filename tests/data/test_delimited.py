@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import process_data
 from config import PRESETS, PROJECT_DIR, DataConfig
 from pipeline.data import delimited, readers
+from pipeline.data.dialect import Dialect
 from pipeline.data.rows import Suspect, Unreadable
 from pipeline.run.errors import UserError
 
@@ -194,7 +195,7 @@ def test_every_line_of_a_file_is_accounted_for(pieces, separator, backslash):
     raw = b"title" + separator.encode() + b"content\n" + b"".join(pieces)
     text = io.TextIOWrapper(io.BytesIO(raw), "utf-8", "surrogateescape").read()
     lines = [*text.split("\n"), None]
-    items = list(delimited.rows(io.BytesIO(raw), delimited.Dialect(separator, 1, backslash), "utf-8"))
+    items = list(delimited.rows(io.BytesIO(raw), Dialect(separator, 1, backslash), "utf-8"))
     place = 1
     for item, following in itertools.zip_longest(items, items[1:]):
         if isinstance(item, Suspect):
@@ -230,7 +231,7 @@ def test_what_a_writer_of_csv_has_written_is_read_as_it_was(rows, separator, quo
     writer = csv.writer(written, delimiter=separator, quoting=quoting, lineterminator=end)
     writer.writerows([("title", "content"), *rows])
     file = io.BytesIO(written.getvalue().encode())
-    found = [row for row in delimited.rows(file, delimited.Dialect(separator), "utf-8") if not isinstance(row, Suspect)]
+    found = [row for row in delimited.rows(file, Dialect(separator), "utf-8") if not isinstance(row, Suspect)]
     assert found == [{"title": title, "content": content} for title, content in rows]
 
 
@@ -319,7 +320,7 @@ def test_the_header_is_the_line_with_the_names(tmp_path, content, line):
     path = tmp_path / "rows.csv"
     path.write_text(content, encoding="utf-8")
     found = readers.recognise(path, ("title", "content"))
-    assert found.dialect == delimited.Dialect(";", line)
+    assert found.dialect == Dialect(";", line)
     [row] = delimited.rows(io.BytesIO(content.encode()), found.dialect, "utf-8")
     assert list(row.values()) == ["a", "b, c"]
 

@@ -14,6 +14,7 @@ import pytest
 import process_data
 from config import PRESETS, PROJECT_DIR, DataConfig
 from pipeline.data import json_input, readers
+from pipeline.data.blocks import BLOCK_BYTES
 from pipeline.data.readers import blocks
 from pipeline.run.errors import UserError
 
@@ -170,7 +171,7 @@ def test_the_fields_of_any_shape_are_named(tmp_path, text, message):
 
 def test_any_number_of_records_over_several_lines_is_read(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n".join(json.dumps(row, indent=2) for row in ROWS * 200), encoding="utf-8")
-    assert (tmp_path / "x.jsonl").stat().st_size > 2 * readers.BLOCK_BYTES
+    assert (tmp_path / "x.jsonl").stat().st_size > 2 * BLOCK_BYTES
     assert read(tmp_path / "x.jsonl") == ([tuple(row.values()) for row in ROWS] * 200, [])
 
 
@@ -208,3 +209,14 @@ def test_a_content_that_is_an_object_names_what_is_in_it(tmp_path):
         process(tmp_path, tmp_path / "x.jsonl")
     with pytest.raises(UserError, match=r"no record has a field 'content\.text'; it has content, content\.body, "):
         process(tmp_path, tmp_path / "x.jsonl", read_content_from="content.text")
+
+
+def test_a_table_by_columns_in_utf_16_is_read(tmp_path):
+    columns = {
+        "title": {str(n): f"Título {n} 🙂" for n in range(3000)},
+        "content": {str(n): "é" * 90 for n in range(3000)},
+    }
+    (tmp_path / "x.json").write_text(json.dumps(columns, ensure_ascii=False), encoding="utf-16")
+    found = [record for block in blocks(tmp_path / "x.json", "title", "content") for record in block.parsed]
+    assert [record.title for record in found] == list(columns["title"].values())
+    assert {record.content for record in found} == {"é" * 90}

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from config import PROJECT_DIR, DataConfig
 from pipeline.data import readers
 from pipeline.data.block_cleaning import clean_block
+from pipeline.data.blocks import BLOCK_BYTES
 from pipeline.data.cleaning import clean, list_items
 from pipeline.data.rows import MAX_LINE_BYTES
 from pipeline.rag import chunking
@@ -252,7 +253,7 @@ def test_records_that_gzip_makes_small_do_not_reserve_memory_for_a_file_full_of_
     path = tmp_path / "x.jsonl.gz"
     small = json.dumps({"title": "t", "content": "c" * 50}).encode() + b"\n"
     large = random.Random(3407).randbytes(90 * MIB)
-    blanks = b"\n" * (2 * readers.BLOCK_BYTES)  # so that the buffer of the file is read before
+    blanks = b"\n" * (2 * BLOCK_BYTES)  # so that the buffer of the file is read before
     path.write_bytes(gzip.compress(blanks + small * 20_000) + gzip.compress(large, 0))
     code = (
         "import resource, process_data; resource.setrlimit(resource.RLIMIT_AS, (3 << 29, 3 << 29)); process_data.main()"

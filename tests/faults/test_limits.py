@@ -25,6 +25,7 @@ from pipeline.run import manifests
 from pipeline.run.errors import UserError
 from pipeline.run.files import read_json
 from pipeline.run.run_folder import RunFolder
+from pipeline.training import plan
 
 LIMIT = 128
 PROBE = "What is {title} made of?"
@@ -62,7 +63,7 @@ def test_records_are_cut_at_what_the_model_reads(trained, capsys):
     figures = manifests.read_manifest(RunFolder.of(trained), "fine_tuning")["metrics"]
     assert figures["max_length"] == LIMIT and figures["training_cut"] > 0
     for limit, max_length in ((LIMIT, LIMIT), (4096, 2048), (None, 2048)):
-        assert fine_tuning.within(limit, trained, {}).train.max_length == max_length
+        assert plan.within(limit, trained, {}).train.max_length == max_length
         said = f"reads {limit} tokens: records are cut at these, not at --train.max-length 2048."
         assert (said in capsys.readouterr().out) == (limit == LIMIT)
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-import fine_tuning
 from config import PRESETS, ModelConfig
 from pipeline.models import devices, loading, precision
 from pipeline.run.errors import UserError
+from pipeline.training import plan
 
 INSTALL = "needs bitsandbytes: run `pip install bitsandbytes`, or "
 
@@ -91,8 +91,8 @@ def test_an_optimizer_of_8_bits(optimizer):
     demo = PRESETS["demo"]
     config = replace(demo, train=replace(demo.train, optimizer=optimizer))
     refused(
-        lambda: fine_tuning.check_settings(config),
+        lambda: plan.check_settings(config),
         f"--train.optimizer {optimizer}",
         "give --train.optimizer adamw_torch",
     )
-    fine_tuning.check_settings(demo)
+    plan.check_settings(demo)
