@@ -150,7 +150,9 @@ def test_the_trainer_gets_the_settings_of_the_preset(preset, tmp_path):
     train = PRESETS[preset].train
     if train.optimizer != "adamw_torch" and not torch.cuda.is_available():
         train = replace(train, optimizer="adamw_torch")  # transformers asks for bitsandbytes at once
-    arguments = sft_arguments(train, tmp_path, 3, True, has_validation=True, resumes=False, dtype=torch.bfloat16)
+    arguments = sft_arguments(
+        train, tmp_path, 3, "end_to_end", True, has_validation=True, resumes=False, dtype=torch.bfloat16
+    )
     assert arguments.learning_rate == train.learning_rate and arguments.weight_decay == train.weight_decay
     assert arguments.lr_scheduler_type == train.scheduler and arguments.warmup_steps == train.warmup_steps
     assert arguments.max_grad_norm == train.max_grad_norm and arguments.optim == train.optimizer

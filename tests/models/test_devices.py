@@ -342,7 +342,7 @@ def test_threads_wait_without_spinning_unless_the_user_says_otherwise(script, se
 
 
 SIZE = ModelSize(
-    linear=10**9, other=0, adapter=10**6, layers=10, hidden=1000, vocabulary=0, features=1, adapter_inputs=0,
+    linear=10**9, other=0, adapter=10**6, layers=10, hidden=1000, heads=1, vocabulary=0, features=1, adapter_inputs=0,
     largest=1, quantized_files=False,
 )  # fmt: skip
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from config import PRESETS, GenerationConfig, LoraConfig, ModelConfig
-from pipeline.models import adapter, bundled, generation, loading, prompts
+from config import PRESETS, GenerationConfig, ModelConfig
+from pipeline.models import base_checks, bundled, generation, loading, prompts
 from pipeline.run.errors import UserError
 
 # What llama.cpp gives for the original file of SmolLM2.
@@ -208,6 +208,6 @@ def test_an_error_while_streaming_reaches_the_caller(smollm2, prompt_format, mon
 
 
 def test_wrong_target_modules_name_the_right_ones(tiny_model):
-    base = loading.load_base(ModelConfig(name=str(tiny_model("phi3"))), "16bit")
+    shape = loading.load_shape(str(tiny_model("phi3")))
     with pytest.raises(UserError, match=r"no layer q_proj.*--lora\.target-modules.*down_proj.*qkv_proj"):
-        adapter.add_adapter(base, LoraConfig(target_modules=("q_proj",)), seed=1, checkpointing=False)
+        base_checks.require_layers("phi3", shape, ("q_proj",))
