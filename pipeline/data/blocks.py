@@ -141,8 +141,9 @@ def _record_of_line(line: Any) -> Record:
 
 def record_of(keys: Sequence[str], row: dict[str, Any]) -> Record:
     """Return the record of a row: the fields of title, content and metadata."""
-    title, content, *metadata = (field_value(row, key) for key in keys)
-    return Record(title, content, tuple(metadata))
+    title, content, *metadata = keys
+    values = tuple([field_value(row, key) for key in metadata]) if metadata else ()
+    return Record(field_value(row, title), field_value(row, content), values)
 
 
 def _parse_lines(lines: bytes, title_key: str, content_key: str, metadata: tuple[str, ...]) -> Contents:

@@ -185,7 +185,8 @@ class _Parser:
         values = divided(line, self._rules)
         if values is None or len(values) != self._width:
             return None
-        self._lines.skip(len(further))
+        if further:
+            self._lines.skip(len(further))
         return values, further, ""
 
     def _record(self, line: str) -> _Record:
