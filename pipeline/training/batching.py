@@ -83,10 +83,14 @@ def fill_passes(
 ) -> list[list[int]]:
     """Divide records, in their order, into batches of at most so many tokens; a longer record is a batch of its own."""
     batches: list[list[int]] = []
+    total = longest = 0
     for position in order:
-        grown = [lengths[other] for other in (*batches[-1], position)] if batches else []
-        if not batches or size_of_pass(grown, layout).tokens > most_tokens:
+        length = lengths[position]
+        total, longest = total + length, max(longest, length)
+        filled = total if layout == "end_to_end" else longest * (len(batches[-1]) + 1 if batches else 1)
+        if not batches or filled > most_tokens:
             batches.append([])
+            total = longest = length
         batches[-1].append(position)
     return batches
 
