@@ -59,7 +59,7 @@ def run(config: Config) -> Path:
             metrics = stack.enter_context(manifests.stage_manifest(config, "fine_tuning", [data.path], outputs))
         with loading_errors.helpful_loading_errors(config.model.name):
             path = bundled.resolve(config.model.name)
-            base_checks.require_layers(config.model.name, loading.load_shape(path), config.lora.target_modules)
+            base_checks.require_layers(config.model.name, size.load_shape(path), config.lora.target_modules)
             tokenizer = loading.load_tokenizer(path)
         prompt_format = prompts.make_prompt_format(config.prompt, tokenizer)
         if distributed.is_main():

@@ -19,8 +19,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from config import PROJECT_DIR
-from pipeline.models.loading import load_shape
 from pipeline.models.prompts import PromptFormat, chat_template
+from pipeline.models.size import load_shape
 from pipeline.run.errors import UserError
 from pipeline.run.files import read_json, write_json
 

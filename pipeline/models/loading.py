@@ -15,7 +15,7 @@ from pipeline.models import base_checks, bundled, devices, distributed, finite, 
 from pipeline.models.devices import ComputeFormat, NumberFormat, best_device
 from pipeline.models.language_model import Backend, LanguageModel, Precision, cast_weights, set_training
 from pipeline.models.loading_errors import complete_weights, helpful_loading_errors, quiet_loading
-from pipeline.models.size import count_parameters
+from pipeline.models.size import count_parameters, load_shape
 from pipeline.run.errors import UserError
 
 if TYPE_CHECKING:
@@ -214,13 +214,6 @@ def load_for_merging(config: ModelConfig, precision: Precision) -> tuple[Languag
     ready = _ready(model, tokenizer, "transformers", config.name, precision, form, form)
     require_finite(ready)
     return ready, stored
-
-
-def load_shape(path: str) -> PreTrainedConfig:
-    """Return config.json of a model in a folder or on Hugging Face, as transformers reads it."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(path, trust_remote_code=False)
 
 
 def _stop_tokens(path: str) -> HuggingFaceGenerationConfig:

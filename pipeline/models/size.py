@@ -117,22 +117,25 @@ def token_limit(model: torch.nn.Module) -> int | None:
     return min(limits, default=None)
 
 
-def token_limit_of(name: str) -> int | None:
-    """Return how many tokens a model reads, as token_limit, from its config.json alone."""
+def load_shape(path: str) -> PreTrainedConfig:
+    """Return config.json of a model in a folder or on Hugging Face, as transformers reads it."""
     from transformers import AutoConfig
 
+    return AutoConfig.from_pretrained(path, trust_remote_code=False)
+
+
+def token_limit_of(name: str) -> int | None:
+    """Return how many tokens a model reads, as token_limit, from its config.json alone."""
     with helpful_loading_errors(name):
         path = bundled.resolve(name)
-        return token_limit(without_weights(AutoConfig.from_pretrained(path, trust_remote_code=False)))
+        return token_limit(without_weights(load_shape(path)))
 
 
 def model_size(config: ModelConfig, lora: LoraConfig) -> ModelSize:
     """Count the weights of a model; its files are not read."""
-    from transformers import AutoConfig
-
     with helpful_loading_errors(config.name):
         path = bundled.resolve(config.name)
-        return size_of_architecture(AutoConfig.from_pretrained(path, trust_remote_code=False), lora)
+        return size_of_architecture(load_shape(path), lora)
 
 
 def size_of_architecture(shape: PreTrainedConfig, lora: LoraConfig) -> ModelSize:
@@ -173,9 +176,7 @@ def _inputs(layer: Any) -> int:
 
 def count_parameters(path: str) -> int:
     """Return the parameters of a model, from its config.json alone."""
-    from transformers import AutoConfig
-
-    return without_weights(AutoConfig.from_pretrained(path, trust_remote_code=False)).num_parameters()
+    return without_weights(load_shape(path)).num_parameters()
 
 
 def without_weights(shape: PreTrainedConfig) -> CausalModel:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from config import PRESETS, GenerationConfig, ModelConfig
-from pipeline.models import base_checks, bundled, generation, loading, prompts
+from pipeline.models import base_checks, bundled, generation, loading, prompts, size
 from pipeline.run.errors import UserError
 
 # What llama.cpp gives for the original file of SmolLM2.
@@ -208,6 +208,6 @@ def test_an_error_while_streaming_reaches_the_caller(smollm2, prompt_format, mon
 
 
 def test_wrong_target_modules_name_the_right_ones(tiny_model):
-    shape = loading.load_shape(str(tiny_model("phi3")))
+    shape = size.load_shape(str(tiny_model("phi3")))
     with pytest.raises(UserError, match=r"no layer q_proj.*--lora\.target-modules.*down_proj.*qkv_proj"):
         base_checks.require_layers("phi3", shape, ("q_proj",))
