@@ -468,10 +468,11 @@ class RagConfig:
     """Conditions on the metadata (data.metadata), such as brand=Sansha or price<20, with = != < <= > >=; all must hold."""
     reranker: str | None = None
     """Folder or Hugging Face id of a cross-encoder that puts the best pieces in another order; None leaves them."""
-    min_score: Annotated[float, Range(0, 1)] = 0.1
-    """Score, of 1 at most, that a piece must have for a model to be asked at all."""
-    not_found: str = "This is not in the data."
-    """What is answered where no piece has that score."""
+    min_score: Annotated[float | None, Range(0, 1)] = None
+    """Score, of 1 at most, that a piece must have for a model to be asked at all; None takes what stage 6 has measured to tell
+    questions about the data from others."""
+    not_found: str = "This is not in the data. Nearest to it: {titles}."
+    """What is answered where no piece has that score; {titles} are those of the nearest records."""
     answer_with: Literal["auto", "foundation", "finetuned", "merged", "gguf"] = "auto"
     """Which language model answers: the base model, the base model with the adapter of stage 3, or what stage 5 made of them;
     auto takes the base model and, once there is one, the adapter."""
@@ -681,7 +682,7 @@ _SAUDE_PHI3 = Config(
     questions=QuestionsConfig(held_out=10),
     rag=RagConfig(
         embedding_model="sentence-transformers/paraphrase-multilingual-mpnet-base-v2",
-        not_found="Isso não está nos dados.",
+        not_found="Isso não está nos dados. Mais próximo disso: {titles}.",
     ),
 )
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from config import Config
 from pipeline.data import records
-from pipeline.rag import chunking, embedding, indexing, lexical, vector_store
+from pipeline.rag import calibration, chunking, embedding, indexing, lexical, retrieval, vector_store
 from pipeline.run import errors, files, manifests
 from pipeline.run.command_line import run_stage
 from pipeline.run.run_folder import VECTORS, RunFolder
@@ -50,6 +50,8 @@ def run(config: Config) -> Path:
         if last is None or report.added or report.removed or len(words) != report.unchanged:
             print("Indexing the words …", flush=True)
             words.synchronise(store)
+            retriever = retrieval.Retriever(vector_store.open_store(run_folder, rag, load()), words)
+            calibration.calibrate(retriever)
         metrics.update(added=report.added, removed=report.removed, unchanged=report.unchanged, chunk_tokens=size.tokens)
         metrics["graph_bytes"] = vector_store.graph_bytes(folder)
     print(

@@ -47,12 +47,16 @@ def print_hits(hits: list[retrieval.Hit], config: Config) -> None:
         return
     for number, hit in enumerate(hits, 1):
         print(f"{number}. {config.prompt.title_label}: {hit.title}")
-        print(f"   Score: {hit.score:.3f} (meaning {hit.similarity:.2f}, words {hit.match.coverage:.0%})")
+        words = f"words {hit.match.score:.2f} (BM25 {hit.match.bm25:.2f}, order {hit.match.order:.0%})"
+        print(f"   Score: {hit.score:.3f}, the mean of meaning {hit.meaning:.2f} and {words}")
         if hit.metadata:
             print("   " + " | ".join(f"{name}: {metadata.value_text(value)}" for name, value in hit.metadata.items()))
         print(f"   {config.prompt.content_label}: {hit.text}\n")
     if not retrieval.answerable(hits, config.rag):
-        print(f"Nothing has the score {config.rag.min_score} (--rag.min-score): this is probably not in the data.")
+        least = "fits better than records fit unrelated questions"
+        if config.rag.min_score is not None:
+            least = f"has the score {config.rag.min_score} (--rag.min-score)"
+        print(f"Nothing {least}: this is probably not in the data.")
 
 
 def main() -> None:

@@ -89,7 +89,8 @@ def _one_form(text: str) -> str:
 
 
 def _without_diacritics(text: str) -> str:
-    text = _ACCENTS.sub("", normal_form("NFD", text))
+    # й is a letter of its own, by which endings differ.
+    text = _ACCENTS.sub("", normal_form("NFD", text).replace("и\u0306", "й"))
     return normal_form("NFC", _patterns().diacritic.sub("", text)) if _OTHER_SCRIPT.search(text) else text
 
 

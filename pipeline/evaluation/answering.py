@@ -34,7 +34,7 @@ def answer_questions(
 ) -> list[dict[str, Any]]:
     """Answer every question under one progress bar, print question and answer, and return them for the answers file.
 
-    Where records were retrieved and none of them fits a question, the model is not asked: rag.not_found is the answer.
+    Where records were retrieved and none of them fits a question, the model is not asked: the answer is rag.not_found.
     """
     texts: dict[int, str] = {}
     answers: dict[int, Answer] = {}
@@ -48,7 +48,7 @@ def answer_questions(
                 model, question.title, retrieved.hits[position], room
             )
         else:
-            answers[position] = Answer(retrieved.rag.not_found, 0, True, 0.0)
+            answers[position] = Answer(retrieval.not_found(retrieved.hits[position], retrieved.rag), 0, True, 0.0)
     with tqdm(total=len(asked), desc="Answering", unit="answer", dynamic_ncols=True) as bar:
         answers |= zip(texts, model.generate(list(texts.values()), settings, bar.update), strict=True)
         bar.update(len(asked) - len(texts))

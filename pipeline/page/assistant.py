@@ -81,15 +81,14 @@ class Assistant:
         return self._retriever.get().fields()
 
     def search(self, query: str, k: int, where: Sequence[Condition]) -> tuple[list[Hit], set[str]]:
-        """Return the k pieces that fit a query best, and the words that it means; to be called in the index's thread."""
+        """Return the k pieces that fit a query best, and the words in them that it means; to be called in the index's thread."""
         retriever = self._retriever.get()
-        cleaned = self._data.get().clean(query)
-        meant = retriever.lexical.expand_query(cleaned)
-        words = {word for words in meant.values() for word in words}
+        cleaned, lexical = self._data.get().clean(query), retriever.lexical
+        stems = {stem for stems in lexical.expand_query(cleaned).values() for stem in stems}
         # A word that stands in every third record marks nothing.
-        return retriever.search(cleaned, k, where), {
-            word for word in words if retriever.lexical.inverse_document_frequency(word) > 1
-        }
+        telling = {stem for stem in stems if lexical.inverse_document_frequency(stem) > 1}
+        hits = retriever.search(cleaned, k, where)
+        return hits, {word for hit in hits for word in lexical.words_of(f"{hit.title} {hit.text}", telling)}
 
     def answers(
         self, question: str, settings: GenerationConfig, rag: RagConfig
@@ -128,7 +127,7 @@ class Assistant:
             return Progress("failed", problem=error)
         seconds = time.perf_counter() - started
         if not retrieval.answerable(hits, rag):
-            return Progress("done", rag.not_found, seconds, ())
+            return Progress("done", retrieval.not_found(hits, rag), seconds, ())
         return Progress("waiting", "", seconds, tuple(hits))
 
     def _answer_with_records(

@@ -59,7 +59,7 @@ TEXTS = {
     "all_done": ("All answers are there.", "Todas as respostas estão prontas."),
     "sources": ("Records that RAG was given", "Registros dados ao RAG"),
     "score": ("score {0}", "pontuação {0}"),
-    "score_parts": ("meaning {0}, words {1} %", "significado {0}, palavras {1} %"),
+    "score_parts": ("mean of meaning {0} and words {1}", "média de significado {0} e palavras {1}"),
     # What a stage has yet to make
     "stage_first": ("Stage {0} makes this. In a terminal:", "A etapa {0} produz isto. Em um terminal:"),
     "stage_again": (

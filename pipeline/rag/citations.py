@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pipeline.data.words import search_words
 from pipeline.rag.lexical import LexicalIndex
-from pipeline.rag.retrieval import Hit, word_match
+from pipeline.rag.retrieval import Hit
 
 FEWEST_WORDS = 3  # of a sentence that says something
 CITED_COVERAGE = 0.6  # share of a sentence's information that a record must hold to be cited for it
@@ -24,7 +23,7 @@ def cite(answer: str, hits: Sequence[Hit], lexical: LexicalIndex) -> str:
     for position in range(0, len(parts), 2):  # a sentence, the space behind it, and so on
         coverages = [_share_in_records(parts[position], [hit], lexical) for hit in hits]
         best = max(coverages, default=0.0)
-        if best >= CITED_COVERAGE and len(search_words(parts[position])) >= FEWEST_WORDS:
+        if best >= CITED_COVERAGE and len(lexical.stems(parts[position])) >= FEWEST_WORDS:
             parts[position] += f" [{coverages.index(best) + 1}]"
     return "".join(parts)
 
@@ -35,6 +34,7 @@ def support(answer: str, hits: Sequence[Hit], lexical: LexicalIndex) -> float:
 
 
 def _share_in_records(text: str, hits: Sequence[Hit], lexical: LexicalIndex) -> float:
-    words = search_words(text)
-    match = word_match({word: [word] for word in words}, words, lexical)
-    return match(" ".join(f"{hit.title} {hit.text}" for hit in hits)).coverage
+    weights = {stem: lexical.inverse_document_frequency(stem) for stem in lexical.stems(text)}
+    held = lexical.indexed_stems(" ".join(f"{hit.title} {hit.text}" for hit in hits))
+    total = sum(weights.values())
+    return sum(weight for stem, weight in weights.items() if stem in held) / total if total else 0.0

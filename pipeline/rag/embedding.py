@@ -112,6 +112,13 @@ def sentence_transformer(embeddings: HuggingFaceEmbeddings) -> SentenceTransform
     return embeddings._client
 
 
+def embed_queries(embeddings: HuggingFaceEmbeddings, queries: list[str]) -> numpy.ndarray:
+    """Return the embeddings of queries, each of length 1, of shape (queries, dimensions)."""
+    options = embeddings.query_encode_kwargs or embeddings.encode_kwargs
+    vectors = sentence_transformer(embeddings).encode(queries, show_progress_bar=False, **options)
+    return _of_length_one(vectors)
+
+
 def runs_on(embeddings: HuggingFaceEmbeddings, config: RagConfig) -> dict[str, str]:
     """Return the backend, the device, the number format of an embedding model and why it is that, for the manifest."""
     model = sentence_transformer(embeddings)

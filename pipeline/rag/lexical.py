@@ -1,39 +1,47 @@
-"""Search by words: the pieces of the vector store in SQLite's full text index (FTS5), on disk and in step with it."""
+"""Search by words: the stems of all pieces in SQLite's full text index (FTS5), on disk and in step with the vector store."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import math
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from config import Condition
 from pipeline.data.cleaning import normalise_title
+from pipeline.data.language import language_of
 from pipeline.data.metadata import Metadata
 from pipeline.data.words import indexed_words, is_spaceless, search_words
 from pipeline.rag import metadata_index
+from pipeline.rag.levels import Levels
 from pipeline.rag.metadata_index import Selection
+from pipeline.rag.stems import stemmer
 from pipeline.run.errors import UserError
 from pipeline.run.run_folder import WORDS, RunFolder
 
 if TYPE_CHECKING:
     from pipeline.rag.vector_store import VectorStore
 
-# Of what is kept of the words and titles; to be raised with every change of indexed_words, normalise_title or SCHEMA.
-VERSION = 1
-# Title and text are indexed_words, with blanks between; SQLite splits them at the blanks and does no more.
+# Of what is kept of the words and titles; to be raised with every change of indexed_words, ALGORITHMS, normalise_title or SCHEMA.
+VERSION = 2
+# Title and text are the stems of indexed_words, with blanks between; SQLite splits them at the blanks and does no more.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS pieces (
-    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title_key TEXT NOT NULL, title TEXT NOT NULL, text TEXT NOT NULL
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title_key TEXT NOT NULL, length INTEGER NOT NULL,
+    title TEXT NOT NULL, text TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS titles ON pieces (title_key);
 CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 (
     title, text, content='pieces', content_rowid='number', tokenize='ascii'
 );
-INSERT INTO words (words, rank) VALUES ('rank', 'bm25(3.0, 1.0)'); -- a word in a title tells three times as much
+INSERT INTO words (words, rank) VALUES ('rank', 'bm25(3.0, 1.0)'); -- TITLE_WEIGHT
 CREATE VIRTUAL TABLE IF NOT EXISTS vocabulary USING fts5vocab (words, row);
+CREATE TABLE IF NOT EXISTS spellings (word TEXT PRIMARY KEY) WITHOUT ROWID; -- words before stemming
+CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON pieces BEGIN
     INSERT INTO words (rowid, title, text) VALUES (new.number, new.title, new.text);
 END;
@@ -45,6 +53,8 @@ MOST_ROWS = 200_000  # pieces that a query ranks: of its words, the rarest that 
 SHORTEST_CORRECTED = 4  # letters; shorter words have too many neighbours
 SIMILAR_ENOUGH = 0.7  # 1 - edits / letters
 CORRECTIONS = 3  # words that may be meant by one that does not occur
+TITLE_WEIGHT = 3  # times that a word of a title counts
+TEXTS_FOR_LANGUAGE = 1000
 
 
 class Database(sqlite3.Connection):
@@ -102,8 +112,8 @@ class LexicalIndex:
         try:
             database = sqlite3.connect(path, factory=Database)
             if _version(database) != VERSION:
-                database.executescript("DROP TABLE IF EXISTS words; DROP TABLE IF EXISTS vocabulary;")
-                database.executescript("DROP TABLE IF EXISTS pieces; DROP TABLE IF EXISTS metadata;")
+                for table in ("words", "vocabulary", "pieces", "metadata", "spellings", "about"):
+                    database.execute(f"DROP TABLE IF EXISTS {table}")
             database.executescript(SCHEMA + metadata_index.SCHEMA)
             database.execute(f"PRAGMA user_version = {VERSION}")
             return cls(database, run)
@@ -143,31 +153,85 @@ class LexicalIndex:
             for page in store.ids():
                 self._db.executemany("INSERT INTO present VALUES (?)", ((piece_id,) for piece_id in page))
             self._db.execute("DELETE FROM pieces WHERE id NOT IN present")
+            self._follow_language(store)
             self._db.execute("CREATE TEMP TABLE missing AS SELECT id FROM present EXCEPT SELECT id FROM pieces")
             first = 1
             while some := self._missing(first, store.most_added):
                 self._add(store.pieces(some))
                 first += len(some)
+            self._note("average_length", self._db.execute("SELECT avg(length) FROM pieces").fetchone()[0])
         self._forget()
+
+    def _follow_language(self, store: VectorStore) -> None:
+        """Forget all pieces if the texts are in another language now, whose stems differ."""
+        # An id is a hash, so the first are drawn at random.
+        drawn = self._db.execute("SELECT id FROM temp.present ORDER BY id LIMIT ?", (TEXTS_FOR_LANGUAGE,)).fetchall()
+        texts = (f"{title}\n{text}" for _, title, text, _ in store.pieces([piece_id for (piece_id,) in drawn]))
+        language = language_of(texts) if drawn else None
+        if language != self._about("language"):
+            self._db.execute("DELETE FROM pieces")
+            self._db.execute("DELETE FROM spellings")
+        self._note("language", language)
+        self._stems = stemmer(language)
+
+    def _about(self, name: str) -> Any:
+        row = self._db.execute("SELECT value FROM about WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else None
+
+    def _note(self, name: str, value: str | float | None) -> None:
+        self._db.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (name, value))
 
     def _missing(self, first: int, most: int) -> list[str]:
         query = "SELECT id FROM temp.missing WHERE rowid >= ? ORDER BY rowid LIMIT ?"
         return [piece_id for (piece_id,) in self._db.execute(query, (first, most))]
 
     def _add(self, pieces: Iterable[tuple[str, str, str, Metadata]]) -> None:
-        pieces = list(pieces)
-        rows = (
-            (piece_id, normalise_title(title), " ".join(indexed_words(title)), " ".join(indexed_words(text)))
-            for piece_id, title, text, _ in pieces
-        )
-        self._db.executemany("INSERT INTO pieces (id, title_key, title, text) VALUES (?, ?, ?, ?)", rows)
+        pieces, rows = list(pieces), []
+        spellings: set[str] = set()
+        for piece_id, title, text, _ in pieces:
+            of_title, of_text = indexed_words(title), indexed_words(text)
+            spellings.update(of_title, of_text)
+            length = TITLE_WEIGHT * len(of_title) + len(of_text)
+            stems = " ".join(self._stems(of_title)), " ".join(self._stems(of_text))
+            rows.append((piece_id, normalise_title(title), length, *stems))
+        insert = "INSERT INTO pieces (id, title_key, length, title, text) VALUES (?, ?, ?, ?, ?)"
+        self._db.executemany(insert, rows)
+        self._db.executemany("INSERT OR IGNORE INTO spellings VALUES (?)", ((word,) for word in spellings))
         metadata_index.add(self._db, ((piece_id, metadata) for piece_id, _, _, metadata in pieces))
 
     def _forget(self) -> None:
-        self._vocabulary: list[str] | None = None
+        self._spellings: list[str] | None = None
+        self._levels: Levels | None = None
         self._occurrences: dict[str, int] = {}
         self._selected: tuple[tuple[Condition, ...], Selection] | None = None
         self._count = len(self)
+        self._stems = stemmer(self.language)
+        self.average_length: float = self._about("average_length") or 1.0
+        """Of the pieces, in words, those of titles TITLE_WEIGHT times."""
+
+    @property
+    def language(self) -> str | None:
+        """Return the code of the language that most of the texts are in (ISO 639-1), or None if there is no such language."""
+        return self._about("language")
+
+    @property
+    def levels(self) -> Levels:
+        """What calibration.calibrate has measured."""
+        if self._levels is None:
+            noted = self._about("levels")
+            self._levels = Levels() if noted is None else Levels(**json.loads(noted))
+        return self._levels
+
+    @levels.setter
+    def levels(self, levels: Levels) -> None:
+        with self._db:
+            self._note("levels", json.dumps(dataclasses.asdict(levels)))
+        self._levels = levels
+
+    def some_ids(self, most: int) -> list[str]:
+        """Return the ids of pieces that are as good as drawn at random: an id is a hash."""
+        drawn = self._db.execute("SELECT id FROM pieces ORDER BY id LIMIT ?", (most,))
+        return [piece_id for (piece_id,) in drawn]
 
     def fields(self) -> dict[str, list[str]]:
         """Return the fields of the metadata, each with its texts in order (1,000 at most); a number is no text."""
@@ -190,36 +254,59 @@ class LexicalIndex:
         found = self._db.execute(query, (normalise_title(title),))
         return list(islice((piece_id for number, piece_id in found if among is None or number in among), most))
 
-    def expand_query(self, query: str, among: Selection | None = None) -> dict[str, list[str]]:
-        """Return for each word of a query the words that may be meant: itself, or if it does not occur its neighbours.
+    def stems(self, text: str) -> list[str]:
+        """Return the stems of the words of a query."""
+        return self._stems(search_words(text))
 
-        Neighbours occur among the selected pieces, while a word that occurs in any piece is spelled right.
+    def expand_query(self, query: str, among: Selection | None = None) -> dict[str, list[str]]:
+        """Return for each stem of a query the stems that may be meant: itself, or those of its word's neighbours.
+
+        Neighbours are words of nearly the same letters. They occur among the selected pieces, while a word whose stem occurs
+        in any piece is spelled right.
         """
+        words = search_words(query)
         return {
-            word: [word] if self.occurrences(word) else self._corrections(word, among) for word in search_words(query)
+            stem: [stem] if self.occurrences(stem) else self._corrections(word, stem, among)
+            for word, stem in zip(words, self._stems(words), strict=True)
         }
 
-    def occurrences(self, word: str) -> int:
-        """Return the number of pieces that hold a word."""
-        if word not in self._occurrences:
-            row = self._db.execute("SELECT doc FROM vocabulary WHERE term = ?", (word,)).fetchone()
-            self._occurrences[word] = row[0] if row else 0
-        return self._occurrences[word]
+    def words_of(self, text: str, stems: Set[str]) -> set[str]:
+        """Return the words of a text that have one of some stems."""
+        words = indexed_words(text)
+        return {word for word, stem in zip(words, self._stems(words), strict=True) if stem in stems}
 
-    def inverse_document_frequency(self, word: str) -> float:
-        """Return how much a word tells: its inverse document frequency as in BM25 (Robertson and Zaragoza 2009)."""
-        count = self.occurrences(word)
+    def indexed_stems(self, text: str) -> set[str]:
+        """Return the stems that find a text."""
+        return set(self._stems(indexed_words(text)))
+
+    def stems_of(self, ids: Sequence[str]) -> dict[str, tuple[list[str], list[str]]]:
+        """Return the stems of the title and of the text of each of some pieces."""
+        query = f"SELECT id, title, text FROM pieces WHERE id IN ({', '.join('?' * len(ids))})"
+        return {
+            piece_id: (title.split(), text.split()) for piece_id, title, text in self._db.execute(query, tuple(ids))
+        }
+
+    def occurrences(self, stem: str) -> int:
+        """Return the number of pieces that hold a stem."""
+        if stem not in self._occurrences:
+            row = self._db.execute("SELECT doc FROM vocabulary WHERE term = ?", (stem,)).fetchone()
+            self._occurrences[stem] = row[0] if row else 0
+        return self._occurrences[stem]
+
+    def inverse_document_frequency(self, stem: str) -> float:
+        """Return how much a stem tells: its inverse document frequency as in BM25 (Robertson and Zaragoza 2009)."""
+        count = self.occurrences(stem)
         return math.log(1 + (self._count - count + 0.5) / (count + 0.5))
 
-    def search(self, words: Collection[str], most: int, among: Selection | None = None) -> list[str]:
-        """Return the ids of the pieces that rank first by BM25 for any of the words."""
+    def search(self, stems: Collection[str], most: int, among: Selection | None = None) -> list[str]:
+        """Return the ids of the pieces that rank first by BM25 for any of the stems."""
         rows = 0
         chosen: list[str] = []
-        for count, word in sorted((self.occurrences(word), word) for word in words):
+        for count, stem in sorted((self.occurrences(stem), stem) for stem in stems):
             if chosen and rows + count > MOST_ROWS:
                 break
             rows += count
-            chosen.append(f'"{word}"')
+            chosen.append(f'"{stem}"')
         if not chosen:
             return []
         numbers = islice(self._holding(" OR ".join(chosen), among), most)
@@ -230,20 +317,28 @@ class LexicalIndex:
         found = self._db.execute("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank", (words,))
         return (number for (number,) in found if among is None or number in among)
 
-    def _corrections(self, word: str, among: Selection | None) -> list[str]:
+    def _corrections(self, word: str, stem: str, among: Selection | None) -> list[str]:
         from rapidfuzz.distance import DamerauLevenshtein
         from rapidfuzz.process import extract
 
         if len(word) < SHORTEST_CORRECTED or is_spaceless(word):
-            return [word]
-        if self._vocabulary is None:
-            self._vocabulary = [term for (term,) in self._db.execute("SELECT term FROM vocabulary")]
+            return [stem]
+        if self._spellings is None:
+            self._spellings = [spelling for (spelling,) in self._db.execute("SELECT word FROM spellings")]
         near = extract(
-            word, self._vocabulary, scorer=DamerauLevenshtein.normalized_similarity,
-            limit=CORRECTIONS if among is None else None, score_cutoff=SIMILAR_ENOUGH,
-        )  # fmt: skip
-        held = (term for term, _, _ in near if among is None or any(True for _ in self._holding(f'"{term}"', among)))
-        return list(islice(held, CORRECTIONS)) or [word]
+            word,
+            self._spellings,
+            scorer=DamerauLevenshtein.normalized_similarity,
+            limit=None,
+            score_cutoff=SIMILAR_ENOUGH,
+        )
+        stems = dict.fromkeys(self._stems([spelling for spelling, _, _ in near]))
+        # A spelling stays when the last piece that has it goes.
+        held = (stem for stem in stems if self.occurrences(stem) and self._held_among(stem, among))
+        return list(islice(held, CORRECTIONS)) or [stem]
+
+    def _held_among(self, stem: str, among: Selection | None) -> bool:
+        return among is None or any(True for _ in self._holding(f'"{stem}"', among))
 
 
 def _version(database: sqlite3.Connection) -> int:

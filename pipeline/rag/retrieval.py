@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
 from config import Condition, RagConfig
 from pipeline.data.cleaning import normalise_title
 from pipeline.data.metadata import Metadata
-from pipeline.data.words import indexed_words, search_words
 from pipeline.models import bundled, devices
 from pipeline.models.loading_errors import complete_weights, loading_errors
 from pipeline.rag import embedding, vector_store
 from pipeline.rag.lexical import LexicalIndex
+from pipeline.rag.word_match import Match, matcher
 from pipeline.run.manifests import read_manifest
 from pipeline.run.run_folder import VECTORS, WORDS, RunFolder
 
 if TYPE_CHECKING:
+    import numpy
     import torch
     from sentence_transformers import CrossEncoder
 
 CANDIDATES = 50  # by meaning, and by words
 RERANKED = 20
-COVERAGE_POWER = 5  # some words in common say little, all of them much
-
-
-@dataclass(frozen=True)
-class Match:
-    """How far the words of a query are in a text."""
-
-    coverage: float
-    """Share of the words that are there, from 0 to 1, each weighted by its inverse document frequency."""
-    order: float
-    """Share of the pairs of neighbouring words that are neighbours there too, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +33,27 @@ class Hit:
     id: str
     title: str
     text: str
-    similarity: float
-    """Of its meaning: the cosine of the angle between its embedding and that of the query."""
+    meaning: float
+    """How near its meaning is to that of the query: 0 as near as by chance, 1 the same."""
     match: Match
-    """Of its words."""
+    """How far the query's words are in it."""
+    fits: bool = True
+    """Whether it fits the query better than pieces fit questions about something else."""
     metadata: Metadata = field(default_factory=dict)
     """Fields of its record beside title and content."""
 
     @property
     def score(self) -> float:
-        """Return a quarter of the similarity, and three quarters of what the words say.
+        """Return the mean of what its meaning and its words say, 1 at most."""
+        return combined(self.meaning, self.match)
 
-        1 is a piece that points in the direction of the query and holds all its words, in their order. A paraphrase, which
-        has hardly a word in common with its record, has a quarter of its similarity. benchmarks/retrieval.py compares
-        this with other ways to rank.
-        """
-        return (self.similarity + (2 + self.match.order) * self.match.coverage**COVERAGE_POWER) / 4
+
+def combined(meaning: float, match: Match) -> float:
+    """Return the convex combination of two normalised scores (Bruch, Gai and Ingber 2023), with half of the weight each.
+
+    benchmarks/retrieval_sets.py compares it with other ways to rank.
+    """
+    return (meaning + match.score) / 2
 
 
 def open_retriever(run: RunFolder, config: RagConfig) -> Retriever:
@@ -103,31 +97,17 @@ def load_reranker(name: str) -> CrossEncoder:
     return model
 
 
-def word_match(meant: dict[str, list[str]], query: Sequence[str], lexical: LexicalIndex) -> Callable[[str], Match]:
-    """Return a function from a text to how far a query's words are in it.
-
-    Args:
-        meant: for each word of the query, the words that count as it.
-        query: its words, in order.
-        lexical: knows how much a word tells.
-    """
-    weights = {word: max(map(lexical.inverse_document_frequency, words)) for word, words in meant.items()}
-    total = sum(weights.values())
-    pairs = [set(product(meant[first], meant[second])) for first, second in pairwise(query)]
-
-    def match(text: str) -> Match:
-        words = indexed_words(text)
-        present, neighbours = set(words), set(pairwise(words))
-        held = sum(weight for word, weight in weights.items() if not present.isdisjoint(meant[word]))
-        in_order = sum(not neighbours.isdisjoint(pair) for pair in pairs)
-        return Match(held / total if total else 0.0, in_order / len(pairs) if pairs else 1.0)
-
-    return match
-
-
 def answerable(hits: Sequence[Hit], config: RagConfig) -> bool:
-    """Tell whether a piece fits well enough to answer with."""
-    return any(hit.score >= config.min_score for hit in hits)
+    """Tell whether a piece fits well enough to answer with: as set, or better than pieces fit questions about something else."""
+    if config.min_score is not None:
+        return any(hit.score >= config.min_score for hit in hits)
+    return any(hit.fits for hit in hits)
+
+
+def not_found(hits: Sequence[Hit], config: RagConfig) -> str:
+    """Return what is answered where no piece fits, with the titles of the nearest."""
+    titles = dict.fromkeys(hit.title for hit in hits)
+    return config.not_found.replace("{titles}", "; ".join(titles) or "–")
 
 
 def none_meets(where: Sequence[str]) -> str:
@@ -170,19 +150,27 @@ class Retriever:
         Raises:
             UserError: no record has a field that a condition names.
         """
+        return self.search_embedded(query, self.store.embed(query), k, where)
+
+    def search_embedded(self, query: str, vector: numpy.ndarray, k: int, where: Sequence[Condition] = ()) -> list[Hit]:
+        """Return what search returns for a query whose embedding is known."""
         among = self.lexical.select(where) if where else None
         meant = self.lexical.expand_query(query, among)
-        vector = self.store.embed(query)
         nearest = self.store.nearest(vector, max(CANDIDATES, k), None if among is None else list(among.values()))
         found = {piece.id: piece for piece in nearest}
         same_title = self.lexical.with_title(query, CANDIDATES, among)
-        by_words = self.lexical.search({word for words in meant.values() for word in words}, CANDIDATES, among)
+        by_words = self.lexical.search({stem for stems in meant.values() for stem in stems}, CANDIDATES, among)
         others = [piece_id for piece_id in dict.fromkeys([*same_title, *by_words]) if piece_id not in found]
         found |= {piece.id: piece for piece in self.store.compared(vector, others)}
-        match = word_match(meant, search_words(query), self.lexical)
-        hits = [
-            Hit(p.id, p.title, p.text, p.similarity, match(f"{p.title} {p.text}"), p.metadata) for p in found.values()
-        ]
+        match, stems = matcher(meant, self.lexical.stems(query), self.lexical), self.lexical.stems_of(list(found))
+        hits = []
+        for piece in found.values():
+            meaning = self.lexical.levels.meaning_of(piece.similarity)
+            matched = match(
+                *stems.get(piece.id, ([], []))
+            )  # the words may lack it if the vectors were changed by others
+            fits = self.lexical.levels.exceeded(combined(meaning, matched), meaning)
+            hits.append(Hit(piece.id, piece.title, piece.text, meaning, matched, fits, piece.metadata))
         key = normalise_title(query)
         hits.sort(key=lambda hit: (normalise_title(hit.title) == key, hit.score), reverse=True)
         if self.reranker is not None:

@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from config import RagConfig
 from pipeline.data.metadata import Metadata
+from pipeline.rag.embedding import embed_queries
 from pipeline.run.errors import UserError
 from pipeline.run.files import told_if_full
 from pipeline.run.run_folder import VECTORS, RunFolder
@@ -59,12 +60,12 @@ class VectorStore:
 
     def embed(self, query: str) -> numpy.ndarray:
         """Return the embedding of a query, of length 1."""
-        import numpy
+        return self.embed_all([query])[0]
 
-        embeddings = self.langchain.embeddings
-        assert embeddings is not None  # whoever searches has opened the store with them
-        vector = numpy.array(embeddings.embed_query(query), "float32")
-        return vector / numpy.linalg.norm(vector)
+    def embed_all(self, queries: list[str]) -> numpy.ndarray:
+        """Return the embeddings of queries, each of length 1, of shape (queries, dimensions)."""
+        # Whoever searches has opened the store with them.
+        return embed_queries(cast("HuggingFaceEmbeddings", self.langchain.embeddings), queries)
 
     def nearest(self, vector: numpy.ndarray, most: int, among: list[str] | None = None) -> list[Piece]:
         """Return the pieces nearest to the embedding of a query, the nearest first; of all, or of those with some ids."""

@@ -47,9 +47,9 @@ def retriever(config):
 @pytest.mark.parametrize("title", TITLES)
 def test_a_title_finds_its_record_and_no_other_has_all_its_words(title, retriever):
     first, *others = retriever.search(title, len(TITLES))
-    assert first.title == title and first.match.coverage == 1
+    assert first.title == title and first.match.bm25 > 0.5
     # มา is a part of words of the record มี: words of Thai are found by a dictionary alone.
-    assert {hit.title for hit in others if hit.match.coverage == 1} <= {"มี"}
+    assert {hit.title for hit in others if hit.match.bm25 > 0.5} <= {"มี"}
 
 
 @pytest.mark.parametrize(("query", "title"), [
@@ -58,13 +58,13 @@ def test_a_title_finds_its_record_and_no_other_has_all_its_words(title, retrieve
 ])  # fmt: skip
 def test_some_words_find_the_record_that_says_them(query, title, retriever):
     hit = retriever.search(query, 1)[0]
-    assert hit.title == title and hit.match.coverage > 0.5
+    assert hit.title == title and hit.match.bm25 > 0.3
 
 
 def test_what_is_printed_names_the_title_that_was_asked_for(config, capsys):
     rag_search_vs.run(config, rag_search_vs.SearchOptions("दिन"))
     printed = capsys.readouterr().out
-    assert printed.startswith(f"1. {config.prompt.title_label}: दिन\n") and printed.count("words 100%") == 1
+    assert printed.startswith(f"1. {config.prompt.title_label}: दिन\n") and printed.count("words 0.00") > 1
 
 
 def test_an_index_of_other_words_is_refused_and_made_anew(config, capsys):
@@ -87,4 +87,4 @@ def test_another_division_into_words_has_another_version():
     texts = [*TITLES, "Velcro™ m² 12V_DC Größe Чёрный ΛΌΓΟΣ 한국어 がぎ nº ﬁne שָׁלוֹם ＡＢＣ كِتَابٌ 充电器", "don't 9-3/4"]
     kept = [lexical.SCHEMA, metadata_index.SCHEMA, *map(indexed_words, texts), *map(normalise_title, texts)]
     made = lexical.VERSION, xxhash.xxh3_64_hexdigest(repr(kept).encode())
-    assert made == (1, "8754612f2385a159"), "raise lexical.VERSION, and write the new pair here"
+    assert made == (2, "d2a6096b09261d09"), "raise lexical.VERSION, and write the new pair here"
