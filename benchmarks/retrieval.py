@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -33,7 +34,11 @@ from pipeline.data.cleaning import normalise_title
 from pipeline.data.words import search_words
 from pipeline.rag import chunking, embedding, indexing, retrieval, vector_store
 from pipeline.rag.lexical import LexicalIndex
+from pipeline.run.command_line import quiet_libraries
 from pipeline.run.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from langchain_huggingface import HuggingFaceEmbeddings
 
 PARAPHRASES = Path(__file__).with_name("paraphrases.jsonl")
 UNRELATED = Path(__file__).with_name("unrelated_questions.txt")
@@ -119,9 +124,9 @@ def demo_records() -> Records:
         return read_processed(Path(folder) / "demo" / "trn_processed.json")
 
 
-def build(folder: Path, records: Records) -> retrieval.Retriever:
+def build(folder: Path, records: Records, embeddings: HuggingFaceEmbeddings) -> retrieval.Retriever:
     """Index the records, unless the folder holds them."""
-    config, embeddings = RagConfig(), embedding.load_embeddings(RagConfig())
+    config = RagConfig()
     store = vector_store.open_store(RunFolder(folder), config, embeddings, create=True)
     lexical = LexicalIndex.make(RunFolder(folder))
     indexing.index(store, records, chunking.chunk_size(config, embeddings), config, lambda: embeddings)
@@ -155,13 +160,16 @@ def searches(retriever: retrieval.Retriever) -> dict[str, Search]:
 
 def main(work: Benchmark) -> None:
     """Print the table."""
+    quiet_libraries()
     rng = random.Random(3407)
     records = read_processed(work.processed)
     if work.records is not None:
         records = rng.sample(records, min(work.records, len(records)))
     queries = make_queries(records, work.queries, rng)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-        retriever = build(work.folder or Path(temporary), [*records, *demo_records()])
+        retriever = build(
+            work.folder or Path(temporary), [*records, *demo_records()], embedding.load_embeddings(RagConfig())
+        )
         ways = searches(retriever)
         print(f"{len(records):,} records, up to {work.queries} queries of a kind; hit@1 hit@3 MRR ms")
         print(f"{'':<18}" + "".join(f"{name:^28}" for name in ways))
