@@ -341,9 +341,10 @@ def lines(evaluations: Sequence[Evaluation], unrelated: Sequence[Path]) -> Itera
         answered = {"own queries": one.answered} | answered_foreign(one, sets, unrelated)
         for kind, share in answered.items():
             yield f"| | answered: {kind} {blank}| {share:.1%} | |"
-    for number in range(len(MEASURES)):
-        label = f"mean of {len(sets)} sets" if number == 0 else ""
-        yield row(label, number, [one.measures for one in evaluations])
+    if len(sets) > 1:
+        for number in range(len(MEASURES)):
+            label = f"mean of {len(sets)} sets" if number == 0 else ""
+            yield row(label, number, [one.measures for one in evaluations])
 
 
 def main(work: Benchmark) -> None:

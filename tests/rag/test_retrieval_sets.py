@@ -85,7 +85,8 @@ def test_a_set_is_read_and_each_way_finds_its_records(tmp_path, embeddings):
     assert ndcg["dense"][0] == ndcg["here"][0] == ndcg["here"][2] == 1
     table = list(retrieval_sets.lines([found], []))
     assert table[2].startswith("| tiny: 3 queries, 4 records | nDCG@10 |")
-    assert len({line.count("|") for line in table}) == 1
+    assert len({line.count("|") for line in table}) == 1 and not any("mean" in line for line in table)
+    assert "| mean of 2 sets | nDCG@10 |" in "".join(retrieval_sets.lines([found, found], []))
 
 
 def test_a_language_without_stems_is_refused_before_anything_is_embedded(tmp_path):
