@@ -31,8 +31,7 @@ import tyro
 
 from config import PROJECT_DIR, RagConfig
 from pipeline.data.cleaning import normalise_title
-from pipeline.data.words import search_words
-from pipeline.rag import chunking, embedding, indexing, retrieval, vector_store
+from pipeline.rag import calibration, chunking, embedding, indexing, retrieval, vector_store
 from pipeline.rag.lexical import LexicalIndex
 from pipeline.run.command_line import quiet_libraries
 from pipeline.run.run_folder import RunFolder
@@ -131,7 +130,9 @@ def build(folder: Path, records: Records, embeddings: HuggingFaceEmbeddings) -> 
     lexical = LexicalIndex.make(RunFolder(folder))
     indexing.index(store, records, chunking.chunk_size(config, embeddings), config, lambda: embeddings)
     lexical.synchronise(store)
-    return retrieval.Retriever(store, lexical)
+    retriever = retrieval.Retriever(store, lexical)
+    calibration.calibrate(retriever)
+    return retriever
 
 
 def searches(retriever: retrieval.Retriever) -> dict[str, Search]:
@@ -142,7 +143,7 @@ def searches(retriever: retrieval.Retriever) -> dict[str, Search]:
         return [(piece.id, piece.title) for piece in store.nearest(store.embed(query), retrieval.CANDIDATES)]
 
     def by_words(query: str) -> list[tuple[str, str]]:
-        ids = lexical.search(set(search_words(query)), retrieval.CANDIDATES)
+        ids = lexical.search(set(lexical.stems(query)), retrieval.CANDIDATES)
         titles = {piece_id: title for piece_id, title, *_ in store.pieces(ids)} if ids else {}
         return [(piece_id, titles[piece_id]) for piece_id in ids]
 

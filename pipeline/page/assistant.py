@@ -86,7 +86,7 @@ class Assistant:
         cleaned, lexical = self._data.get().clean(query), retriever.lexical
         stems = {stem for stems in lexical.expand_query(cleaned).values() for stem in stems}
         # A word that stands in every third record marks nothing.
-        telling = {stem for stem in stems if lexical.inverse_document_frequency(stem) > 1}
+        telling = {stem for stem in stems if lexical.information(stem) > 1}
         hits = retriever.search(cleaned, k, where)
         return hits, {word for hit in hits for word in lexical.words_of(f"{hit.title} {hit.text}", telling)}
 

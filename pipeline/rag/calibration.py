@@ -6,23 +6,20 @@ a question is. Nobody's judgements are needed.
 
 from __future__ import annotations
 
-import functools
-import json
 import random
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain, repeat
-from pathlib import Path
 
 import numpy
 
+from pipeline.rag.everyday_questions import QUESTIONS, all_questions, questions_in
 from pipeline.rag.levels import Levels
 from pipeline.rag.retrieval import Hit, Retriever
 
-UNRELATED = Path(__file__).with_name("unrelated_questions.json")
 UNRELATED_BELOW = 0.975  # share of the questions about something else that have less, both in score and in meaning
 OWN_ABOVE = 0.95  # share of the data's own questions that have a higher score, whatever the others have
-QUESTIONS = 100  # of each kind
 WORDS_AROUND, SHARE_KEPT = 24, 1 / 3  # of a piece: a question has some of the words of a passage
 HITS = 3
 
@@ -30,35 +27,30 @@ HITS = 3
 def calibrate(retriever: Retriever) -> Levels:
     """Return the levels of an index that is complete, and note them in its lexical part."""
     store, lexical = retriever.store, retriever.lexical
-    unrelated = unrelated_questions(lexical.language)
+    unrelated = questions_in(lexical.language)
     vectors = [store.embed_all(of_language) for of_language in unrelated]
-    # A model that was not made for a language finds all its texts alike. Most models were made for English too.
-    chance = statistics.mean(map(mean_cosine, vectors))
-    in_english = mean_cosine(store.embed_all(_all_unrelated()["en"]))
-    told_apart, at_best = 1 - chance, 1 - min(chance, in_english)
-    cosines = {"chance": chance, "slope": told_apart / at_best / at_best}
-    lexical.levels = Levels(**cosines)
+    lexical.levels = levels = cosine_levels(vectors, store.embed_all(all_questions()["en"]))
     others = list(map(retriever.search_embedded, chain(*unrelated), chain(*vectors), repeat(HITS)))
     asked = own_questions(retriever)
     own = list(map(retriever.search_embedded, asked, store.embed_all(asked), repeat(HITS)))
     score = numpy.quantile(best_scores(others), UNRELATED_BELOW)
     score = min(score, numpy.quantile(best_scores(own), 1 - OWN_ABOVE))
     meaning = numpy.quantile([max(hit.meaning for hit in hits) for hits in others], UNRELATED_BELOW)
-    lexical.levels = Levels(**cosines, score=float(score), meaning=float(meaning))
+    lexical.levels = replace(levels, score=float(score), meaning=float(meaning))
     return lexical.levels
 
 
-def unrelated_questions(language: str | None) -> list[list[str]]:
-    """Return questions that have to do with hardly any data: 100 in a language, or where it has none, some in each of others."""
-    questions = _all_unrelated()
-    if language in questions:
-        return [questions[language]]
-    return [of_language[: QUESTIONS // len(questions) + 1] for of_language in questions.values()]
+def cosine_levels(vectors: Sequence[numpy.ndarray], english: numpy.ndarray) -> Levels:
+    """Return what cosines mean: from questions about different things in the language of the data, or in several languages.
 
-
-@functools.cache
-def _all_unrelated() -> dict[str | None, list[str]]:
-    return json.loads(UNRELATED.read_text(encoding="utf-8"))
+    Args:
+        vectors: of length 1; for each language those of its questions, of shape (questions, dimensions).
+        english: the same for English.
+    """
+    # A model that was not made for a language finds all its texts alike. Most models were made for English too.
+    chance = statistics.mean(map(mean_cosine, vectors))
+    told_apart, at_best = 1 - chance, 1 - min(chance, mean_cosine(english))
+    return Levels(chance=chance, slope=told_apart / at_best / at_best)
 
 
 def own_questions(retriever: Retriever) -> list[str]:

@@ -34,7 +34,7 @@ def support(answer: str, hits: Sequence[Hit], lexical: LexicalIndex) -> float:
 
 
 def _share_in_records(text: str, hits: Sequence[Hit], lexical: LexicalIndex) -> float:
-    weights = {stem: lexical.inverse_document_frequency(stem) for stem in lexical.stems(text)}
+    weights = {stem: lexical.information(stem) for stem in lexical.stems(text)}
     held = lexical.indexed_stems(" ".join(f"{hit.title} {hit.text}" for hit in hits))
     total = sum(weights.values())
     return sum(weight for stem, weight in weights.items() if stem in held) / total if total else 0.0

@@ -20,7 +20,7 @@ class Levels:
 
     def meaning_of(self, similarity: float) -> float:
         """Return how near two texts are whose embeddings have some cosine: 0 is as near as by chance, 1 at most."""
-        return (similarity - self.chance) * self.slope
+        return max(0.0, similarity - self.chance) * self.slope
 
     def exceeded(self, score: float, meaning: float) -> bool:
         """Tell whether a hit has to do with its query."""

@@ -17,6 +17,7 @@ from pipeline.data.language import language_of
 from pipeline.data.metadata import Metadata
 from pipeline.data.words import indexed_words, is_spaceless, search_words
 from pipeline.rag import metadata_index
+from pipeline.rag.everyday_questions import asking_words
 from pipeline.rag.levels import Levels
 from pipeline.rag.metadata_index import Selection
 from pipeline.rag.stems import stemmer
@@ -55,6 +56,7 @@ SIMILAR_ENOUGH = 0.7  # 1 - edits / letters
 CORRECTIONS = 3  # words that may be meant by one that does not occur
 TITLE_WEIGHT = 3  # times that a word of a title counts
 TEXTS_FOR_LANGUAGE = 1000
+WHILE_ASKING = 1.0  # as a word tells that stands in a third of the pieces
 
 
 class Database(sqlite3.Connection):
@@ -206,6 +208,7 @@ class LexicalIndex:
         self._selected: tuple[tuple[Condition, ...], Selection] | None = None
         self._count = len(self)
         self._stems = stemmer(self.language)
+        self._asking = set(self._stems(list(asking_words(self.language))))
         self.average_length: float = self._about("average_length") or 1.0
         """Of the pieces, in words, those of titles TITLE_WEIGHT times."""
 
@@ -293,10 +296,14 @@ class LexicalIndex:
             self._occurrences[stem] = row[0] if row else 0
         return self._occurrences[stem]
 
-    def inverse_document_frequency(self, stem: str) -> float:
-        """Return how much a stem tells: its inverse document frequency as in BM25 (Robertson and Zaragoza 2009)."""
+    def information(self, stem: str) -> float:
+        """Return how much a stem tells: its inverse document frequency as in BM25 (Robertson and Zaragoza 2009).
+
+        Words with which one asks tell no more than WHILE_ASKING, however rare they are in records.
+        """
         count = self.occurrences(stem)
-        return math.log(1 + (self._count - count + 0.5) / (count + 0.5))
+        frequency = math.log(1 + (self._count - count + 0.5) / (count + 0.5))
+        return min(frequency, WHILE_ASKING) if stem in self._asking else frequency
 
     def search(self, stems: Collection[str], most: int, among: Selection | None = None) -> list[str]:
         """Return the ids of the pieces that rank first by BM25 for any of the stems."""

@@ -40,7 +40,7 @@ def matcher(
         query: its stems, in order.
         lexical: knows how much a stem tells.
     """
-    weights = {stem: max(map(lexical.inverse_document_frequency, stems)) for stem, stems in meant.items()}
+    weights = {stem: max(map(lexical.information, stems)) for stem, stems in meant.items()}
     total = sum(weights.values())
     pairs = [set(product(meant[first], meant[second])) for first, second in pairwise(query)]
 
