@@ -65,7 +65,8 @@ def test_a_word_is_found_in_another_form(index, records, language, query, title)
 
 
 def test_words_that_the_data_lacks_do_not_switch_the_others_off(index):
-    hit, *_ = index(ENGLISH).search("which is the best cold chisel for my grandpa Ottokar", 3)
+    others = [(f"Brass Hinge {n} mm", f"A hinge with screws, {n} of a series.") for n in range(40)]
+    hit, *_ = index([*ENGLISH, *others]).search("which is the best cold chisel for my grandpa Ottokar", 3)
     assert hit.title == "Cold Chisel"
 
 
