@@ -448,6 +448,10 @@ class RagConfig:
 
     embedding_model: str = "bundled/all-MiniLM-L6-v2"
     """Folder, Hugging Face id, or bundled/NAME, of a sentence-transformers model."""
+    query_prefix: str | None = None
+    """What the embedding model reads before a query; None takes what the model wants, "" nothing."""
+    document_prefix: str | None = None
+    """What it reads before a piece of a record; None takes what the model wants, "" nothing."""
     chunk_tokens: Annotated[int | None, Range(16, _TOKENS.greatest)] = None
     """Tokens per indexed piece of text; None takes the limit of the embedding model."""
     chunk_overlap_tokens: Annotated[int, Range(0, _TOKENS.greatest)] = 20

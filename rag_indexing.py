@@ -52,7 +52,8 @@ def run(config: Config) -> Path:
             words.synchronise(store)
             retriever = retrieval.Retriever(vector_store.open_store(run_folder, rag, load()), words)
             calibration.calibrate(retriever)
-        metrics.update(added=report.added, removed=report.removed, unchanged=report.unchanged, chunk_tokens=size.tokens)
+        metrics.update(added=report.added, removed=report.removed, unchanged=report.unchanged)
+        metrics.update(chunk_tokens=size.tokens, document_prefix=size.prefix)
         metrics["graph_bytes"] = vector_store.graph_bytes(folder)
     print(
         f"\nadded {report.added:,}, removed {report.removed:,}, unchanged {report.unchanged:,} chunks of {count:,} records"
@@ -66,13 +67,18 @@ def size_of_last_run(config: Config) -> chunking.ChunkSize | None:
         last = manifests.read_manifest(RunFolder.of(config), "rag_indexing")
     except errors.UserError:  # missing or damaged: what is lost is time
         return None
-    names = ("embedding_model", "chunk_tokens", "chunk_overlap_tokens", "chroma_host", "collection")
-    tokens = last["metrics"].get("chunk_tokens")
-    if tokens is None or any(last["settings"]["rag"][name] != getattr(config.rag, name) for name in names):
+    names = (
+        "embedding_model", "query_prefix", "document_prefix", "chunk_tokens", "chunk_overlap_tokens", "chroma_host", "collection",
+    )  # fmt: skip
+    # Manifests of old have none.
+    tokens, prefix = (last["metrics"].get(name) for name in ("chunk_tokens", "document_prefix"))
+    if tokens is None or prefix is None:
+        return None
+    if any(last["settings"]["rag"][name] != getattr(config.rag, name) for name in names):
         return None
     if config.rag.chroma_host is None:
         vector_store.require_graph(RunFolder.of(config), last["metrics"]["graph_bytes"])
-    return chunking.ChunkSize(tokens, config.rag.chunk_overlap_tokens)
+    return chunking.ChunkSize(tokens, config.rag.chunk_overlap_tokens, prefix)
 
 
 class Loader:
@@ -87,9 +93,13 @@ class Loader:
         """Return the embedding model."""
         if self._embeddings is None:
             self._embeddings = embedding.load_embeddings(self._config)
-            self._metrics.update(embedding.runs_on(self._embeddings, self._config))
-            *where, reason = self._metrics.values()
+            runs_on = embedding.runs_on(self._embeddings, self._config)
+            self._metrics.update(runs_on)
+            *where, reason = runs_on.values()
             print(f"Embedding with {self._config.embedding_model}: {', '.join(where)} ({reason})")
+            query, document = embedding.prefixes(self._embeddings)
+            if query or document:
+                print(f"It reads {query!r} before a query, and {document!r} before a record.")
         return self._embeddings
 
 

@@ -66,7 +66,9 @@ def open_retriever(run: RunFolder, config: RagConfig) -> Retriever:
     lexical = LexicalIndex.of_run(run)
     if config.chroma_host is None:
         vector_store.require_graph(run, indexed["graph_bytes"])
-    store = vector_store.open_store(run, config, embedding.load_embeddings(config))
+    embeddings = embedding.load_embeddings(config)
+    embedding.require_prefix(run, indexed.get("document_prefix", ""), embeddings)  # manifests of old have none
+    store = vector_store.open_store(run, config, embeddings)
     pieces = indexed["added"] + indexed["unchanged"]
     parts = {config.chroma_host or run / VECTORS: store.collection.count(), run / WORDS: len(lexical)}
     for place, held in parts.items():
