@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from config import Config
-from pipeline.data import records
+from pipeline.data import language, records
+from pipeline.models import card
 from pipeline.rag import calibration, chunking, embedding, indexing, lexical, retrieval, vector_store
 from pipeline.run import errors, files, manifests
 from pipeline.run.command_line import run_stage
@@ -24,6 +25,7 @@ from pipeline.run.run_folder import VECTORS, RunFolder
 if TYPE_CHECKING:
     from langchain_huggingface import HuggingFaceEmbeddings
 
+SMALL_MULTILINGUAL, LARGE_MULTILINGUAL = "intfloat/multilingual-e5-small", "BAAI/bge-m3"
 INDEX_SIZE = 16  # times that of trn_processed.json, roughly: vectors, their graph, texts, words
 
 
@@ -38,6 +40,9 @@ def run(config: Config) -> Path:
         needed = INDEX_SIZE * data.path.stat().st_size - there
         files.require_space(config.run_dir, needed, "The index")
     with manifests.stage_manifest(config, "rag_indexing", [data.path]) as metrics:
+        metrics["language"] = language.language_of(f"{title}\n{content}" for title, content in data)
+        if note := language_note(metrics["language"], rag.embedding_model):
+            print(note, flush=True)
         load = Loader(config, metrics)
         last = size_of_last_run(config)
         size = last or chunking.chunk_size(rag, load())
@@ -59,6 +64,18 @@ def run(config: Config) -> Path:
         f"\nadded {report.added:,}, removed {report.removed:,}, unchanged {report.unchanged:,} chunks of {count:,} records"
     )
     return folder
+
+
+def language_note(spoken: str | None, embedding_model: str) -> str | None:
+    """Return the sentence that names a model for the language of the records, if the embedding model is for others."""
+    made_for = card.languages(embedding_model) if spoken else set()
+    if not made_for or spoken in made_for:
+        return None
+    return (
+        f"Note: most records are in {spoken!r}, and {embedding_model} states to be made for {', '.join(sorted(made_for))}. "
+        f"`--rag.embedding-model {SMALL_MULTILINGUAL}` (small) or "
+        f"{LARGE_MULTILINGUAL} (large) finds more by meaning."
+    )
 
 
 def size_of_last_run(config: Config) -> chunking.ChunkSize | None:
