@@ -471,7 +471,8 @@ class RagConfig:
     where: tuple[str, ...] = ()
     """Conditions on the metadata (data.metadata), such as brand=Sansha or price<20, with = != < <= > >=; all must hold."""
     reranker: str | None = None
-    """Folder or Hugging Face id of a cross-encoder that puts the best pieces in another order; None leaves them."""
+    """Folder or Hugging Face id of a cross-encoder that puts the best pieces in another order; auto takes one for many languages,
+    cross-encoder/mmarco-mMiniLMv2-L12-H384-v1; None leaves them."""
     min_score: Annotated[float | None, Range(0, 1)] = None
     """Score, of 1 at most, that a piece must have for a model to be asked at all; None takes what stage 6 has measured to tell
     questions about the data from others."""
