@@ -10,6 +10,7 @@ from config import Condition, RagConfig
 from pipeline.data.cleaning import normalise_title
 from pipeline.data.metadata import Metadata
 from pipeline.rag import embedding, vector_store
+from pipeline.rag.follow_up import standalone_query
 from pipeline.rag.lexical import LexicalIndex
 from pipeline.rag.reranking import Reranker, load_reranker
 from pipeline.rag.word_match import Match, matcher
@@ -117,17 +118,21 @@ class Retriever:
         """
         return self.lexical.fields()
 
-    def search(self, query: str, k: int, where: Sequence[Condition] = ()) -> list[Hit]:
+    def search(self, query: str, k: int, where: Sequence[Condition] = (), history: Sequence[str] = ()) -> list[Hit]:
         """Return the k pieces that fit a query best, the best first; those with exactly its title before all others.
 
         Args:
             query: cleaned as the records were.
             k: how many are wanted; fewer are returned where fewer meet the conditions.
             where: conditions on the metadata of a record, all of which it must meet.
+            history: earlier questions of a conversation, the oldest first, cleaned too; a query that refers to them
+                (standalone_query) is searched with their words.
 
         Raises:
             UserError: no record has a field that a condition names.
         """
+        if history and not self.lexical.with_title(query, 1):
+            query = standalone_query(query, history)
         return self.search_embedded(query, self.store.embed(query), k, where)
 
     def search_embedded(self, query: str, vector: numpy.ndarray, k: int, where: Sequence[Condition] = ()) -> list[Hit]:

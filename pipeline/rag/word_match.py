@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -40,7 +41,8 @@ def matcher(
         query: its stems, in order.
         lexical: knows how much a stem tells.
     """
-    weights = {stem: max(map(lexical.inverse_document_frequency, stems)) for stem, stems in meant.items()}
+    often = Counter(query)  # a word that a query repeats weighs more, as in BM25
+    weights = {stem: often[stem] * max(map(lexical.inverse_document_frequency, stems)) for stem, stems in meant.items()}
     total = sum(weights.values())
     pairs = [set(product(meant[first], meant[second])) for first, second in pairwise(query)]
 
