@@ -13,11 +13,11 @@ from pipeline.data.words import search_words, words
 
 MOST_WORDS = 4  # with a meaning of their own; a question that has more says what it is about
 MOST_BEFORE = (
-    1  # such words before a pronoun, which otherwise is about them: "how long is it", but not "a tutu and its hem"
+    1  # such words before a pronoun, or it is about them: "how long is it?", but not "a pink tutu and its hem"
 )
-MOST_DOUBLINGS = 2
+MOST_DOUBLINGS = 2  # of the weight of a word, one for each later question
 
-# Words without diacritics, in the order English, Portuguese, Spanish.
+# Words without diacritics: English / Portuguese / Spanish.
 _OPENINGS = "and also but or / e tambem ou / y tambien pero"
 _PHRASES = ("what about", "how about", "which one", "which ones", "que tal", "qual deles", "cual de ellos")
 _STAND_INS = "one ones"  # at the end of a question; elsewhere they count, as in "one hundred"
@@ -26,10 +26,10 @@ _PRONOUNS = (
     "isso isto disso disto esse essa esses essas este estes desse dessa / ella ellos ellas eso esto ese esos esas estos"
 )
 _PREPOSITIONS = (
-    "in for with without from of at on by to under over about made / em no na nos nas num numa para pra com sem de do da dos das "
+    "in for with without from of at on by to about made / em no na nos nas num numa para pra com sem de do da dos das "
     "por pelo pela ate / en con sin del desde hasta"
 )
-_QUANTITIES = "how many much long / quanto quanta quantos quantas / cuanto cuanta cuantos cuantas"
+_QUANTITIES = "how many much / quanto quanta quantos quantas / cuanto cuanta cuantos cuantas"
 _OTHERS = (
     "a an the is are was were be been am do does did have has had can could will would should may i you we us me my your our what "
     "which who whom whose where when why there any some all more most other than that as not yes one ones if so then only just "

@@ -22,7 +22,8 @@ def test_what_a_question_leaves_out_is_added_and_what_it_says_weighs_more(questi
 
 
 @pytest.mark.parametrize(("question", "before", "expected"), [
-    ("how long is it?", "Which wooden trains have rails?", "wooden trains rails"),
+    ("how long is it?", "Which wooden trains have rails?", "wooden trains rails long long"),
+    ("and in blue?", "long sleeve dance leotard", "long sleeve dance leotard blue blue"),
     ("why?", "Does it hurt the knee to dance?", "hurt knee dance"),
     ("Qual é a cor dele?", "Existe tutu de balé infantil?", "existe tutu balé infantil cor cor"),
     ("e em azul?", "sapatilha de balé rosa", "sapatilha balé rosa azul azul"),
@@ -61,7 +62,7 @@ def test_of_several_turns_the_later_weigh_more_and_those_of_another_matter_are_f
     assert standalone_query(chain[3], chain[:3]) == f"{TUTU} blue babies babies {'size 3 ' * 4}".strip()
     assert standalone_query("cold chisel", chain) == "cold chisel"
     assert standalone_query("and in blue?", ["cold chisel", TUTU]) == f"{TUTU} blue blue"
-    assert standalone_query("how long is it?", [TUTU, "cold chisel for brick"]) == "cold chisel brick"
+    assert standalone_query("how long is it?", [TUTU, "cold chisel for brick"]) == "cold chisel brick long long"
     again = standalone_query("and in pink?", [TUTU, "and in blue?"])
     assert again.split().count("pink") > again.split().count("blue")
 
