@@ -448,6 +448,10 @@ class RagConfig:
 
     embedding_model: str = "bundled/all-MiniLM-L6-v2"
     """Folder, Hugging Face id, or bundled/NAME, of a sentence-transformers model."""
+    query_prefix: str | None = None
+    """What the embedding model reads before a query; None takes what the model wants, "" nothing."""
+    document_prefix: str | None = None
+    """What it reads before a piece of a record; None takes what the model wants, "" nothing."""
     chunk_tokens: Annotated[int | None, Range(16, _TOKENS.greatest)] = None
     """Tokens per indexed piece of text; None takes the limit of the embedding model."""
     chunk_overlap_tokens: Annotated[int, Range(0, _TOKENS.greatest)] = 20
@@ -467,7 +471,8 @@ class RagConfig:
     where: tuple[str, ...] = ()
     """Conditions on the metadata (data.metadata), such as brand=Sansha or price<20, with = != < <= > >=; all must hold."""
     reranker: str | None = None
-    """Folder or Hugging Face id of a cross-encoder that puts the best pieces in another order; None leaves them."""
+    """Folder or Hugging Face id of a cross-encoder that puts the best pieces in another order; auto takes one for many languages,
+    cross-encoder/mmarco-mMiniLMv2-L12-H384-v1; None leaves them."""
     min_score: Annotated[float | None, Range(0, 1)] = None
     """Score, of 1 at most, that a piece must have for a model to be asked at all; None takes what stage 6 has measured to tell
     questions about the data from others."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from config import Config
-from pipeline.data import records
+from pipeline.data import language, records
+from pipeline.models import card
 from pipeline.rag import calibration, chunking, embedding, indexing, lexical, retrieval, vector_store
 from pipeline.run import errors, files, manifests
 from pipeline.run.command_line import run_stage
@@ -24,6 +25,7 @@ from pipeline.run.run_folder import VECTORS, RunFolder
 if TYPE_CHECKING:
     from langchain_huggingface import HuggingFaceEmbeddings
 
+SMALL_MULTILINGUAL, LARGE_MULTILINGUAL = "intfloat/multilingual-e5-small", "BAAI/bge-m3"
 INDEX_SIZE = 16  # times that of trn_processed.json, roughly: vectors, their graph, texts, words
 
 
@@ -38,6 +40,9 @@ def run(config: Config) -> Path:
         needed = INDEX_SIZE * data.path.stat().st_size - there
         files.require_space(config.run_dir, needed, "The index")
     with manifests.stage_manifest(config, "rag_indexing", [data.path]) as metrics:
+        spoken = language.language_of(f"{title}\n{content}" for title, content in data)
+        if note := language_note(spoken, rag.embedding_model):
+            print(note, flush=True)
         load = Loader(config, metrics)
         last = size_of_last_run(config)
         size = last or chunking.chunk_size(rag, load())
@@ -52,12 +57,25 @@ def run(config: Config) -> Path:
             words.synchronise(store)
             retriever = retrieval.Retriever(vector_store.open_store(run_folder, rag, load()), words)
             calibration.calibrate(retriever)
-        metrics.update(added=report.added, removed=report.removed, unchanged=report.unchanged, chunk_tokens=size.tokens)
+        metrics.update(added=report.added, removed=report.removed, unchanged=report.unchanged)
+        metrics.update(chunk_tokens=size.tokens, document_prefix=size.prefix, language=spoken)
         metrics["graph_bytes"] = vector_store.graph_bytes(folder)
     print(
         f"\nadded {report.added:,}, removed {report.removed:,}, unchanged {report.unchanged:,} chunks of {count:,} records"
     )
     return folder
+
+
+def language_note(spoken: str | None, embedding_model: str) -> str | None:
+    """Return the sentence that names a model for the language of the records, if the embedding model is for others."""
+    made_for = card.languages(embedding_model) if spoken else set()
+    if not made_for or spoken in made_for:
+        return None
+    return (
+        f"Note: most records are in {spoken!r}, and {embedding_model} states to be made for {', '.join(sorted(made_for))}. "
+        f"`--rag.embedding-model {SMALL_MULTILINGUAL}` (small) or "
+        f"{LARGE_MULTILINGUAL} (large) finds more by meaning."
+    )
 
 
 def size_of_last_run(config: Config) -> chunking.ChunkSize | None:
@@ -66,13 +84,18 @@ def size_of_last_run(config: Config) -> chunking.ChunkSize | None:
         last = manifests.read_manifest(RunFolder.of(config), "rag_indexing")
     except errors.UserError:  # missing or damaged: what is lost is time
         return None
-    names = ("embedding_model", "chunk_tokens", "chunk_overlap_tokens", "chroma_host", "collection")
-    tokens = last["metrics"].get("chunk_tokens")
-    if tokens is None or any(last["settings"]["rag"][name] != getattr(config.rag, name) for name in names):
+    names = (
+        "embedding_model", "query_prefix", "document_prefix", "chunk_tokens", "chunk_overlap_tokens", "chroma_host", "collection",
+    )  # fmt: skip
+    # Manifests of old have none.
+    tokens, prefix = (last["metrics"].get(name) for name in ("chunk_tokens", "document_prefix"))
+    if tokens is None or prefix is None:
+        return None
+    if any(last["settings"]["rag"][name] != getattr(config.rag, name) for name in names):
         return None
     if config.rag.chroma_host is None:
         vector_store.require_graph(RunFolder.of(config), last["metrics"]["graph_bytes"])
-    return chunking.ChunkSize(tokens, config.rag.chunk_overlap_tokens)
+    return chunking.ChunkSize(tokens, config.rag.chunk_overlap_tokens, prefix)
 
 
 class Loader:
@@ -87,9 +110,13 @@ class Loader:
         """Return the embedding model."""
         if self._embeddings is None:
             self._embeddings = embedding.load_embeddings(self._config)
-            self._metrics.update(embedding.runs_on(self._embeddings, self._config))
-            *where, reason = self._metrics.values()
+            runs_on = embedding.runs_on(self._embeddings, self._config)
+            self._metrics.update(runs_on)
+            *where, reason = runs_on.values()
             print(f"Embedding with {self._config.embedding_model}: {', '.join(where)} ({reason})")
+            query, document = embedding.prefixes(self._embeddings)
+            if query or document:
+                print(f"It reads {query!r} before a query, and {document!r} before a record.")
         return self._embeddings
 
 

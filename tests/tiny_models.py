@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,11 +192,12 @@ def tiny_config(model: Path | str, output_dir: Path, **sections: object) -> Conf
     return replace(config, **sections)
 
 
-def build_encoder(folder: Path, kind: str = "BertModel", **shape: int) -> None:
+def build_encoder(folder: Path, kind: str = "BertModel", more_words: Collection[str] = (), **shape: int) -> None:
     """A BERT, or another class of transformers named `kind` with its config, over the words of the demo's first records."""
     import transformers
 
-    words = sorted({word for line in sample_lines()[:50] for word in line.lower().split() if word.isalpha()})
+    words = {word for line in sample_lines()[:50] for word in line.lower().split() if word.isalpha()}
+    words = sorted(words.union(more_words))
     (folder / "vocab.txt").write_text(
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]), encoding="utf-8"
     )

@@ -107,6 +107,8 @@ def current_sources(run: RunFolder) -> dict[str, str]:
         manifest = read_manifest(run, "rag_indexing")
         rag, tokens = manifest["settings"]["rag"], manifest["metrics"]["chunk_tokens"]
         found[INDEX] = f"{rag['embedding_model']}, {tokens} tokens, {rag['chunk_overlap_tokens']} of them repeated"
+        if prefix := manifest["metrics"].get("document_prefix"):  # manifests of old have none
+            found[INDEX] += f", behind {prefix!r}"
     return found
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from config import RagConfig
 from pipeline.data.metadata import Metadata
-from pipeline.rag.embedding import document_prompt, sentence_transformer, tokenize
+from pipeline.rag.embedding import prefixes, sentence_transformer, tokenize
 from pipeline.run.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,10 +49,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class ChunkSize:
-    """How large pieces are, in tokens."""
+    """How large pieces are, in tokens, and what the embedding model reads before each."""
 
     tokens: int
     overlap: int
+    prefix: str = ""
+    """It counts as a part of the piece."""
 
 
 def chunk_size(config: RagConfig, embeddings: HuggingFaceEmbeddings) -> ChunkSize:
@@ -71,15 +73,17 @@ def chunk_size(config: RagConfig, embeddings: HuggingFaceEmbeddings) -> ChunkSiz
         raise UserError(
             f"--rag.chunk-tokens {tokens} is more than the {limit} tokens that {config.embedding_model} reads."
         )
-    return ChunkSize(tokens, config.chunk_overlap_tokens)
+    return ChunkSize(tokens, config.chunk_overlap_tokens, prefixes(embeddings)[1])
 
 
 def record_id(title: str, content: str, size: ChunkSize, metadata: Metadata | None = None) -> str:
-    """Return the hash of a record and of how it is cut: 32 hexadecimal digits."""
+    """Return the hash of a record, of how it is cut and of what is read before it: 32 hexadecimal digits."""
     import msgspec
     import xxhash
 
     hashed = f"{title}\0{content}\0{size.tokens}\0{size.overlap}".encode()
+    if size.prefix:
+        hashed += b"\0" + size.prefix.encode()
     if metadata:
         hashed += b"\0" + msgspec.json.encode(metadata, order="deterministic")
     return xxhash.xxh3_128_hexdigest(hashed)
@@ -89,20 +93,19 @@ def chunk_records(
     records: Iterable[Record], size: ChunkSize, embeddings: HuggingFaceEmbeddings
 ) -> Iterator[list[Chunk]]:
     """Yield the pieces of each record, in order."""
-    prompt = document_prompt(embeddings)
 
     def count(text: str) -> int:
         return len(tokenize(embeddings, [text])[0])
 
     documents = starmap(Document, records)
     while some := list(islice(documents, TOKENIZED_AT_A_TIME)):
-        whole = [f"{prompt}{document.title}\n{document.content}" for document in some]
+        whole = [f"{size.prefix}{document.title}\n{document.content}" for document in some]
         for (title, content, metadata), text, tokens in zip(some, whole, tokenize(embeddings, whole), strict=True):
             record = record_id(title, content, size, metadata)
             if len(tokens) <= size.tokens:
                 yield [Chunk(f"{record}-0-1", title, content, text, tokens, metadata)]
             else:
-                heading, pieces = split_record(prompt + title, content, size, count)
+                heading, pieces = split_record(size.prefix + title, content, size, count)
                 texts = [f"{heading}\n{piece}" for piece in pieces]
                 yield [
                     Chunk(f"{record}-{number}-{len(pieces)}", title, piece, embedded_text, tokens, metadata)

@@ -6,7 +6,8 @@ import contextlib
 import importlib.util
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from config import RagConfig
@@ -14,6 +15,7 @@ from pipeline.models import bundled, devices, finite
 from pipeline.models.loading_errors import complete_weights, loading_errors, quiet_loading
 from pipeline.models.size import token_limit
 from pipeline.run.errors import UserError
+from pipeline.run.run_folder import RunFolder, shell_line
 
 if TYPE_CHECKING:
     import numpy
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 
 DocumentEncoder = Callable[[list[str], list[list[int]]], Iterator[tuple[list[int], "numpy.ndarray"]]]
 IN_32_BITS = "Give --rag.embedding-precision float32."
+# Models trained with a prefix that their configuration does not state, though they find less without it. Those of E5 that
+# follow instructions want one before a query that says what is searched for.
+FAMILIES = {
+    r"(?<![a-z0-9])e5(?![a-z0-9])(?!.*instruct)": ("query: ", "passage: "),
+    r"nomic-embed-text": ("search_query: ", "search_document: "),
+}
 BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65_536}
 
 
@@ -67,9 +75,27 @@ def load_embeddings(config: RagConfig) -> HuggingFaceEmbeddings:
         return model.encode("a", convert_to_tensor=True)
 
     require_finite(model, embed, "embedding model", config.embedding_model, "--rag.embedding-model", IN_32_BITS)
-    if model.prompts.get("query"):
-        embeddings.query_encode_kwargs = {**embeddings.encode_kwargs, "prompt_name": "query"}
+    model.prompts |= dict(zip(("query", "document"), chosen_prefixes(model.prompts, config), strict=True))
+    embeddings.query_encode_kwargs = {**embeddings.encode_kwargs, "prompt_name": "query"}
     return embeddings
+
+
+def chosen_prefixes(stated: Mapping[str, str | None], config: RagConfig) -> tuple[str, str]:
+    """Return what an embedding model reads before a query and before a document: as set, as it states, or as its name tells.
+
+    Args:
+        stated: the prompts of its configuration of sentence-transformers; most models have none.
+        config: the name of the model, and what is set.
+    """
+    query = stated.get("query") or ""
+    document = next((prompt for name in ("document", "passage", "corpus") if (prompt := stated.get(name))), "")
+    if not query and not document:
+        name = re.split(r"[/\\]", config.embedding_model.rstrip("/\\"))[-1].lower()
+        query, document = next((wanted for family, wanted in FAMILIES.items() if re.search(family, name)), ("", ""))
+    return (
+        query if config.query_prefix is None else config.query_prefix,
+        document if config.document_prefix is None else config.document_prefix,
+    )
 
 
 def limit_tokens(model: SentenceTransformer | CrossEncoder) -> None:
@@ -131,10 +157,21 @@ def runs_on(embeddings: HuggingFaceEmbeddings, config: RagConfig) -> dict[str, s
     return where | {"precision": form.name, "precision_reason": form.reason}
 
 
-def document_prompt(embeddings: HuggingFaceEmbeddings) -> str:
-    """Return what the model wants before each document; most models want nothing."""
-    prompts = sentence_transformer(embeddings).prompts
-    return next((prompt for name in ("document", "passage", "corpus") if (prompt := prompts.get(name))), "")
+def prefixes(embeddings: HuggingFaceEmbeddings) -> tuple[str, str]:
+    """Return what the model reads before each query and before each document; most models read nothing."""
+    read = sentence_transformer(embeddings).prompts
+    return read["query"] or "", read["document"] or ""
+
+
+def require_prefix(run: RunFolder, indexed: str, embeddings: HuggingFaceEmbeddings) -> None:
+    """Raise a UserError if the pieces of an index were embedded behind another prefix than the model reads now."""
+    _, now = prefixes(embeddings)
+    if indexed != now:
+        as_now, as_indexed = (shell_line(["--rag.document-prefix", prefix]) for prefix in (now, indexed))
+        raise UserError(
+            f"The records were embedded with {indexed!r} before each, and the embedding model is to read {now!r}. "
+            f"Run `{run.command_again('rag_indexing')} {as_now}`, or give {as_indexed}."
+        )
 
 
 def tokenize(embeddings: HuggingFaceEmbeddings, texts: list[str]) -> list[list[int]]:

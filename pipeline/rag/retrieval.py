@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING
 from config import Condition, RagConfig
 from pipeline.data.cleaning import normalise_title
 from pipeline.data.metadata import Metadata
-from pipeline.models import bundled, devices
-from pipeline.models.loading_errors import complete_weights, loading_errors
 from pipeline.rag import embedding, vector_store
+from pipeline.rag.follow_up import standalone_query
 from pipeline.rag.lexical import LexicalIndex
+from pipeline.rag.reranking import Reranker, load_reranker
 from pipeline.rag.word_match import Match, matcher
 from pipeline.run.manifests import read_manifest
 from pipeline.run.run_folder import VECTORS, WORDS, RunFolder
 
 if TYPE_CHECKING:
     import numpy
-    import torch
-    from sentence_transformers import CrossEncoder
 
 CANDIDATES = 50  # by meaning, and by words
 RERANKED = 20
@@ -66,7 +64,9 @@ def open_retriever(run: RunFolder, config: RagConfig) -> Retriever:
     lexical = LexicalIndex.of_run(run)
     if config.chroma_host is None:
         vector_store.require_graph(run, indexed["graph_bytes"])
-    store = vector_store.open_store(run, config, embedding.load_embeddings(config))
+    embeddings = embedding.load_embeddings(config)
+    embedding.require_prefix(run, indexed.get("document_prefix", ""), embeddings)  # manifests of old have none
+    store = vector_store.open_store(run, config, embeddings)
     pieces = indexed["added"] + indexed["unchanged"]
     parts = {config.chroma_host or run / VECTORS: store.collection.count(), run / WORDS: len(lexical)}
     for place, held in parts.items():
@@ -74,27 +74,6 @@ def open_retriever(run: RunFolder, config: RagConfig) -> Retriever:
             problem = f"{place} holds {held:,} of the {pieces:,} pieces that rag_indexing.py left."
             raise run.stage_needed(problem, "rag_indexing", again=True)
     return Retriever(store, lexical, load_reranker(config.reranker) if config.reranker else None)
-
-
-def load_reranker(name: str) -> CrossEncoder:
-    """Load a cross-encoder, or raise a UserError if there is none of this name, or its files are damaged."""
-    from sentence_transformers import CrossEncoder
-
-    setting = "--rag.reranker: it names a cross-encoder, and an embedding model is none"
-
-    def order() -> torch.Tensor:
-        return model.predict([("a", "a")], convert_to_tensor=True)
-
-    try:
-        options = {"use_safetensors": True, "dtype": devices.compute_format("embedding").name}
-        # An embedding model would order by a head of random weights.
-        with complete_weights():
-            model = CrossEncoder(bundled.resolve(name), num_labels=1, trust_remote_code=False, model_kwargs=options)
-    except loading_errors() as error:
-        raise embedding.cannot_load("reranker", name, error, setting) from error
-    embedding.limit_tokens(model)
-    embedding.require_finite(model, order, "reranker", name, setting, "Name another with --rag.reranker.")
-    return model
 
 
 def answerable(hits: Sequence[Hit], config: RagConfig) -> bool:
@@ -115,9 +94,9 @@ def none_meets(where: Sequence[str]) -> str:
     return f"No record meets {' and '.join(where)} (--rag.where)."
 
 
-def rerank(reranker: CrossEncoder, query: str, hits: Sequence[Hit]) -> list[Hit]:
+def rerank(reranker: Reranker, query: str, hits: Sequence[Hit]) -> list[Hit]:
     """Return hits in the order that a cross-encoder gives them."""
-    scores = reranker.predict([(query, f"{hit.title}\n{hit.text}") for hit in hits], show_progress_bar=False)
+    scores = reranker.scores(query, [f"{hit.title}\n{hit.text}" for hit in hits])
     order = sorted(range(len(hits)), key=lambda position: scores[position], reverse=True)
     return [hits[position] for position in order]
 
@@ -129,7 +108,7 @@ class Retriever:
     store: vector_store.VectorStore
     lexical: LexicalIndex
     """Has the same pieces as the store."""
-    reranker: CrossEncoder | None = None
+    reranker: Reranker | None = None
     """Reads the best pieces together with the query and puts them in another order."""
 
     def fields(self) -> dict[str, list[str]]:
@@ -139,17 +118,21 @@ class Retriever:
         """
         return self.lexical.fields()
 
-    def search(self, query: str, k: int, where: Sequence[Condition] = ()) -> list[Hit]:
+    def search(self, query: str, k: int, where: Sequence[Condition] = (), history: Sequence[str] = ()) -> list[Hit]:
         """Return the k pieces that fit a query best, the best first; those with exactly its title before all others.
 
         Args:
             query: cleaned as the records were.
             k: how many are wanted; fewer are returned where fewer meet the conditions.
             where: conditions on the metadata of a record, all of which it must meet.
+            history: earlier questions of a conversation, the oldest first, cleaned too; a query that refers to them
+                (standalone_query) is searched with their words.
 
         Raises:
             UserError: no record has a field that a condition names.
         """
+        if history and not self.lexical.with_title(query, 1):
+            query = standalone_query(query, history)
         return self.search_embedded(query, self.store.embed(query), k, where)
 
     def search_embedded(self, query: str, vector: numpy.ndarray, k: int, where: Sequence[Condition] = ()) -> list[Hit]:

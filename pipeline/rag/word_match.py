@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -24,8 +25,8 @@ class Match:
 
     @property
     def score(self) -> float:
-        """Return the score of the words, from 0 to 1: two thirds for the words themselves, a third for their order."""
-        return self.bm25 * (2 + self.order) / 3
+        """Return the score of the words, from 0 to 1: half for the words themselves, half for their order."""
+        return self.bm25 * (1 + self.order) / 2
 
 
 def matcher(
@@ -40,7 +41,8 @@ def matcher(
         query: its stems, in order.
         lexical: knows how much a stem tells.
     """
-    weights = {stem: max(map(lexical.information, stems)) for stem, stems in meant.items()}
+    often = Counter(query)  # a word that a query repeats weighs more, as in BM25
+    weights = {stem: often[stem] * max(map(lexical.information, stems)) for stem, stems in meant.items()}
     total = sum(weights.values())
     pairs = [set(product(meant[first], meant[second])) for first, second in pairwise(query)]
 

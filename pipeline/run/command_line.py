@@ -26,7 +26,7 @@ MAKES_MODEL = ("foundation_model", "fine_tuning", "search_hyperparameters")
 """Stages that choose a base model; the others use what these have used."""
 OF_THE_MODEL = {"model": ("name",), "prompt": [field.name for field in dataclasses.fields(PromptConfig)]}
 """Settings, by section, that whoever asks a model must share with what has trained it."""
-OF_THE_INDEX = ("embedding_model", "chroma_host", "collection")
+OF_THE_INDEX = ("embedding_model", "query_prefix", "document_prefix", "chroma_host", "collection")
 """Settings of `rag` that whoever searches must share with stage 6."""
 OUT_OF_MEMORY_REMEDY = (
     "Use more --train.passes, a smaller --train.max-length or --answers.batch-size, or --model.precision 4bit."
@@ -103,15 +103,15 @@ def refuse_repeated(section: str, settings: Any, arguments: list[str]) -> None:
 def inherit(stage: StageName, config: Config) -> Config:
     """Return the settings with what a later stage must share with earlier ones, as their manifests tell.
 
-    These are the base model and the prompt of the training, or else those of stage 2, and the embedding model, the server and
-    the collection of the index. The command line may name others; where that cannot be meant, the stage says so.
+    These are the base model and the prompt of the training, or else those of stage 2, and the embedding model, its prefixes,
+    the server and the collection of the index. The command line may name others; where that cannot be meant, the stage says so.
     """
     folder = RunFolder.of(config)
 
     def recorded(maker: StageName, section: str, names: Collection[str]) -> dict[str, Any]:
         with contextlib.suppress(UserError, LookupError, TypeError):  # the stage itself says what is damaged
             settings = manifests.read_manifest(folder, maker)["settings"][section]
-            return {name: settings[name] for name in names}
+            return {name: settings[name] for name in names if name in settings}  # manifests of old have fewer
         return {}
 
     for section, names in OF_THE_MODEL.items():

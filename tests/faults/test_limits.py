@@ -18,7 +18,7 @@ from pipeline.evaluation.questions import Question
 from pipeline.models import generation, loading, prompts
 from pipeline.models.answerer import TransformersModel
 from pipeline.models.llama_cpp import GgufModel
-from pipeline.rag import chunking, embedding, indexing, retrieval, vector_store
+from pipeline.rag import chunking, embedding, indexing, reranking, retrieval, vector_store
 from pipeline.rag.lexical import LexicalIndex
 from pipeline.rag.retrieval import Hit, Match
 from pipeline.run import manifests
@@ -162,7 +162,7 @@ def test_an_embedding_model_whose_tokenizer_states_no_limit(tmp_path, kind, limi
 def test_a_reranker_whose_tokenizer_states_no_limit(tmp_path):
     build_encoder(tmp_path, "RobertaForSequenceClassification", max_position_embeddings=40, num_labels=1)
     hits = [Hit(str(n), "Tutu", "ballet " * length, 0.5, Match(1.0, 1.0)) for n, length in enumerate((100, 2))]
-    assert len(retrieval.rerank(retrieval.load_reranker(str(tmp_path)), "ballet tutu", hits)) == 2
+    assert len(retrieval.rerank(reranking.load_reranker(str(tmp_path)), "ballet tutu", hits)) == 2
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import fine_tuning
 import process_data
 from config import ModelConfig, RagConfig
 from pipeline.models import adapter, loading
-from pipeline.rag import embedding, retrieval, vector_store
+from pipeline.rag import embedding, reranking, vector_store
 from pipeline.run.errors import UserError
 from pipeline.run.run_folder import RunFolder
 from pipeline.training import checkpoints
@@ -133,4 +133,4 @@ def test_embedding_model_and_reranker(tmp_path, proof):
     with pytest.raises(UserError, match=r"safetensors.*--rag\.embedding-model"):
         embedding.load_embeddings(RagConfig(embedding_model=str(folder)))
     with pytest.raises(UserError, match=r"safetensors.*--rag\.reranker"):
-        retrieval.load_reranker(str(folder))
+        reranking.load_reranker(str(folder))

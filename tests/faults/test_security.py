@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from config import PRESETS, PROJECT_DIR, STAGES, LoraConfig, ModelConfig, RagConfig
 from pipeline.models import adapter, bundled, loading, size
-from pipeline.rag import embedding, retrieval
+from pipeline.rag import embedding, reranking
 from pipeline.run.errors import UserError
 
 MODULES = sorted([*PROJECT_DIR.glob("*.py"), *(PROJECT_DIR / "pipeline").rglob("*.py")])
@@ -195,7 +195,7 @@ def test_code_of_an_embedding_model_and_of_a_reranker_is_not_run(embedder_with_c
     (embedder_with_code / "modules.json").unlink()
     settings = json.loads((embedder_with_code / "config.json").read_text())
     (embedder_with_code / "config.json").write_text(json.dumps(settings | {"id2label": {"0": "relevance"}}))
-    assert loads(lambda: retrieval.load_reranker(name)) == (model_type == "bert")
+    assert loads(lambda: reranking.load_reranker(name)) == (model_type == "bert")
 
 
 def test_code_of_a_module_of_an_embedding_model_is_not_run(embedder_with_code, proof):

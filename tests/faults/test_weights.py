@@ -11,7 +11,7 @@ from tiny_models import build_encoder, change_weights
 
 from config import LoraConfig, ModelConfig, RagConfig
 from pipeline.models import adapter, loading
-from pipeline.rag import embedding, retrieval
+from pipeline.rag import embedding, reranking
 from pipeline.run.errors import UserError
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -139,9 +139,9 @@ def test_an_embedding_model_is_no_reranker(encoder):
     with pytest.raises(
         UserError, match=r"reranker .*missing: classifier\.bias.* --rag\.reranker: it names a cross-encoder"
     ):
-        retrieval.load_reranker(str(encoder("BertModel")))
+        reranking.load_reranker(str(encoder("BertModel")))
     with pytest.raises(UserError, match=r"reranker .*another shape: classifier\.bias \[2\] instead of \[1\]"):
-        retrieval.load_reranker(str(encoder("BertForSequenceClassification")))
+        reranking.load_reranker(str(encoder("BertForSequenceClassification")))
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,7 @@ def test_chunks_end_with_a_sentence_of_any_script(embeddings, sentence, end):
 def test_chunks_longer_than_the_model_reads_are_refused(embeddings):
     with pytest.raises(UserError, match="256 tokens"):
         chunking.chunk_size(RagConfig(chunk_tokens=999), embeddings)
-    unlimited = SimpleNamespace(_client=SimpleNamespace(max_seq_length=None))
+    unlimited = SimpleNamespace(_client=SimpleNamespace(max_seq_length=None, prompts={"query": "", "document": ""}))
     with pytest.raises(UserError, match="does not say how many tokens it reads"):
         chunking.chunk_size(RagConfig(), unlimited)
     assert chunking.chunk_size(RagConfig(chunk_tokens=999), unlimited).tokens == 999

@@ -14,7 +14,7 @@ import rag_model_retriever
 import rag_search_vs
 from config import Condition, RagConfig
 from pipeline.data.words import indexed_words, search_words
-from pipeline.rag import chunking, citations, indexing, retrieval, vector_store
+from pipeline.rag import chunking, citations, indexing, reranking, retrieval, vector_store
 from pipeline.rag.lexical import LexicalIndex
 from pipeline.rag.stems import stemmer
 from pipeline.run import command_line, manifests
@@ -132,8 +132,8 @@ def test_every_word_of_any_script_is_in_the_index(retriever, embeddings):
 
 def test_a_reranker_decides_but_not_over_an_exact_title(retriever):
     class Reversed:
-        def predict(self, pairs, **_):
-            return list(range(len(pairs)))
+        def scores(self, query, texts):
+            return list(range(len(texts)))
 
     plain = [hit.title for hit in retriever.search("tutu for dance", len(RECORDS))]
     turned = replace(retriever, reranker=Reversed())
@@ -146,8 +146,8 @@ def test_a_reranker_never_loses_an_exact_title(retriever, embeddings):
     fill(retriever.store, retriever.lexical, embeddings, poems)
 
     class Indifferent:
-        def predict(self, pairs, **_):
-            return [0.0] * len(pairs)
+        def scores(self, query, texts):
+            return [0.0] * len(texts)
 
     assert first(replace(retriever, reranker=Indifferent()), "Poems").title == "Poems"
 
@@ -196,10 +196,10 @@ def test_a_cross_encoder_is_loaded_and_a_missing_one_is_one_sentence(tmp_path, r
     BertForSequenceClassification(BertConfig(vocab_size=len(words) + 5, num_labels=1, **shape)).save_pretrained(
         tmp_path / "reranker"
     )
-    ranked = replace(retriever, reranker=retrieval.load_reranker(str(tmp_path / "reranker")))
+    ranked = replace(retriever, reranker=reranking.load_reranker(str(tmp_path / "reranker")))
     assert first(ranked, "Green Tea").title == "Green Tea" and len(ranked.search("tutu", 4)) == 4
     with pytest.raises(UserError, match=r"--rag\.reranker"):
-        retrieval.load_reranker("./no-such-folder")
+        reranking.load_reranker("./no-such-folder")
 
 
 def test_what_is_not_in_the_data_is_said_without_asking_a_model(make_config):
