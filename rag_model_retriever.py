@@ -2,9 +2,9 @@
 
 Reads chroma/, lexical.sqlite and the language models: the base model and, once stage 3 has trained one, the fine-tuned one;
 --rag.answer-with chooses, the GGUF of stage 5 among others. Asks the same titles as stages 2 and 4. Writes rag_answers.json
-and rag_finetuned_answers.json. --title asks a title of your own. Where no record has --rag.min-score, no model is asked: the
-answer is that this is not in the data. --rag.where retrieves only records that meet conditions on their metadata
-(--data.metadata of stage 1).
+and rag_finetuned_answers.json. --title asks a title of your own. Where no record fits, no model is asked: the answer is
+that this is not in the data. --rag.where retrieves only records that meet conditions on their metadata (--data.metadata
+of stage 1).
 
     python rag_model_retriever.py --title "Wooden train set"
 """

@@ -1,8 +1,8 @@
 """Stage 7: search the index.
 
 Reads chroma/ and lexical.sqlite. Prints the k records that fit --query best, or each query that is typed: those with
-exactly this title first, then by meaning and words. --rag.where searches only the records that meet conditions on their
-metadata (--data.metadata of stage 1).
+exactly this title first, then by the mean of meaning and words. --rag.where searches only the records that meet
+conditions on their metadata (--data.metadata of stage 1).
 
     python rag_search_vs.py --query "ballet tutu for small girls"
 """

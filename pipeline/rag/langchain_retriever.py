@@ -25,7 +25,7 @@ from pipeline.run.run_folder import RunFolder
 
 
 class RecordRetriever(BaseRetriever):
-    """Finds the records that fit a query best, by meaning, by words and by title; none if none has rag.min_score."""
+    """Finds the records that fit a query best, by meaning, by words and by title; none where none fits."""
 
     config: InstanceOf[Config]
     """Of the run; rag.k, rag.where and rag.min_score say what is returned."""

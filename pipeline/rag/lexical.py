@@ -188,17 +188,19 @@ class LexicalIndex:
         return [piece_id for (piece_id,) in self._db.execute(query, (first, most))]
 
     def _add(self, pieces: Iterable[tuple[str, str, str, Metadata]]) -> None:
-        pieces, rows = list(pieces), []
-        spellings: set[str] = set()
-        for piece_id, title, text, _ in pieces:
-            of_title, of_text = indexed_words(title), indexed_words(text)
-            spellings.update(of_title, of_text)
-            length = TITLE_WEIGHT * len(of_title) + len(of_text)
-            stems = " ".join(self._stems(of_title)), " ".join(self._stems(of_text))
-            rows.append((piece_id, normalise_title(title), length, *stems))
+        pieces = list(pieces)
+        divided = [(indexed_words(title), indexed_words(text)) for _, title, text, _ in pieces]
+        # Each spelling is stemmed once: texts repeat their words.
+        spellings = list({word for of_piece in divided for words in of_piece for word in words})
+        stem = dict(zip(spellings, self._stems(spellings), strict=True)).__getitem__
+        rows = [
+            (piece_id, normalise_title(title), TITLE_WEIGHT * len(of_title) + len(of_text),
+             " ".join(map(stem, of_title)), " ".join(map(stem, of_text)))
+            for (piece_id, title, _, _), (of_title, of_text) in zip(pieces, divided, strict=True)
+        ]  # fmt: skip
         insert = "INSERT INTO pieces (id, title_key, length, title, text) VALUES (?, ?, ?, ?, ?)"
         self._db.executemany(insert, rows)
-        self._db.executemany("INSERT OR IGNORE INTO spellings VALUES (?)", ((word,) for word in spellings))
+        self._db.executemany("INSERT OR IGNORE INTO spellings VALUES (?)", ((word,) for word in sorted(spellings)))
         metadata_index.add(self._db, ((piece_id, metadata) for piece_id, _, _, metadata in pieces))
 
     def _forget(self) -> None:
@@ -227,6 +229,7 @@ class LexicalIndex:
 
     @levels.setter
     def levels(self, levels: Levels) -> None:
+        """Keep what has been measured."""
         with self._db:
             self._note("levels", json.dumps(dataclasses.asdict(levels)))
         self._levels = levels
@@ -328,7 +331,7 @@ class LexicalIndex:
         from rapidfuzz.distance import DamerauLevenshtein
         from rapidfuzz.process import extract
 
-        if len(word) < SHORTEST_CORRECTED or is_spaceless(word):
+        if len(word) < SHORTEST_CORRECTED or is_spaceless(word) or stem in self._asking:
             return [stem]
         if self._spellings is None:
             self._spellings = [spelling for (spelling,) in self._db.execute("SELECT word FROM spellings")]

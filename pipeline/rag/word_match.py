@@ -11,7 +11,7 @@ from pipeline.rag.lexical import TITLE_WEIGHT, LexicalIndex
 
 # As in BM25 (Robertson and Zaragoza 2009). A piece has a few hundred words at most: that a word is there says more than how
 # often it is, so SATURATION is less than the usual 1.2.
-SATURATION, LENGTH_NORMALISATION = 0.6, 0.75
+SATURATION, LENGTH_NORMALISATION = 0.4, 0.75
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Match:
     bm25: float
     """BM25 over its upper bound, from 0 to 1: 1 would be a piece that says every word of the query endlessly."""
     order: float
-    """Share of the pairs of neighbouring words that are neighbours there too, from 0 to 1."""
+    """Share of the pairs of neighbouring words that are neighbours there too, from 0 to 1; a pair tells as much as its words."""
 
     @property
     def score(self) -> float:
@@ -42,9 +42,14 @@ def matcher(
         lexical: knows how much a stem tells.
     """
     often = Counter(query)  # a word that a query repeats weighs more, as in BM25
-    weights = {stem: often[stem] * max(map(lexical.information, stems)) for stem, stems in meant.items()}
+    information = {stem: max(map(lexical.information, stems)) for stem, stems in meant.items()}
+    weights = {stem: often[stem] * tells for stem, tells in information.items()}
     total = sum(weights.values())
-    pairs = [set(product(meant[first], meant[second])) for first, second in pairwise(query)]
+    pairs = [
+        (set(product(meant[first], meant[second])), information[first] + information[second])
+        for first, second in pairwise(query)
+    ]
+    of_pairs = sum(weight for _, weight in pairs)
 
     def match(title: list[str], text: list[str]) -> Match:
         length = (TITLE_WEIGHT * len(title) + len(text)) / lexical.average_length
@@ -56,7 +61,7 @@ def matcher(
             count = sum(TITLE_WEIGHT * title.count(word) + text.count(word) for word in meant[stem])
             held += weight * count / (count + half)
         neighbours = set(pairwise([*title, *text]))
-        in_order = sum(not neighbours.isdisjoint(pair) for pair in pairs)
-        return Match(held / total if total else 0.0, in_order / len(pairs) if pairs else 1.0)
+        in_order = sum(weight for pair, weight in pairs if not neighbours.isdisjoint(pair))
+        return Match(held / total if total else 0.0, in_order / of_pairs if of_pairs else 1.0)
 
     return match

@@ -85,3 +85,8 @@ def test_another_language_makes_the_words_anew(index):
     assert retriever.lexical.occurrences("brick") == 0 < retriever.lexical.occurrences("curat")
     # Words of records that are gone correct nothing.
     assert retriever.lexical.expand_query("chissels") == {"chissels": ["chissels"]}
+
+
+def test_a_word_with_which_one_asks_is_no_typing_error(index):
+    lexical = index([*ENGLISH[2:], ("Witch Hat", "Felt, with a wheat straw band.")]).lexical
+    assert lexical.expand_query("which hat, what band") == {stem: [stem] for stem in ("which", "hat", "what", "band")}
