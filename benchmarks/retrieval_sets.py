@@ -6,7 +6,7 @@ and a record ranks as its best piece does:
 
 - dense: the cosine to every piece, without a graph
 - BM25: by bm25s, another implementation than the project's (method lucene, k1 = 1.2, b = 0.75), on title and text of a piece, the
-  title three times as `here`; Snowball stems of the language, and bm25s' stop words where it has some
+  title three times as `here`; Snowball stems of the language; no stop words, with which `convex` is weaker
 - RRF: reciprocal rank fusion of these two rankings, k = 60
 - convex: the mean of their scores, each min-max-normalised over the records that are among the first 50 of either
 - here: pipeline.rag.retrieval.Retriever.search
@@ -169,7 +169,7 @@ class Rivals:
         pieces = sorted(texts)  # those of a record follow each other; equal scores rank by a hash, which no way knows
         self._vectors = numpy.array([vectors[piece_id] for piece_id in pieces], "float32")
         self._records, self._starts = numpy.unique(list(map(record_of, pieces)), return_index=True)
-        self._stemmer, self._stop_words = Stemmer.Stemmer(language), _stop_words(language)
+        self._stemmer = Stemmer.Stemmer(language)
         self._bm25 = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
         self._bm25.index(self._words([texts[piece_id] for piece_id in pieces]), show_progress=False)
 
@@ -189,21 +189,11 @@ class Rivals:
         return {way: self._records[order[:RANKS]].tolist() for way, order in orders.items()}
 
     def _words(self, texts: list[str]) -> list[list[str]]:
-        return bm25s.tokenize(
-            texts, stopwords=self._stop_words, stemmer=self._stemmer, return_ids=False, show_progress=False
-        )
+        return bm25s.tokenize(texts, stopwords=None, stemmer=self._stemmer, return_ids=False, show_progress=False)
 
     def _of_records(self, scores: numpy.ndarray) -> numpy.ndarray:
         """Return the score of each record: that of its best piece."""
         return numpy.maximum.reduceat(scores, self._starts)
-
-
-def _stop_words(language: str) -> str | None:
-    try:
-        bm25s.tokenize("", stopwords=language, show_progress=False)
-    except ValueError:  # it has none of the language
-        return None
-    return language
 
 
 def _order(scores: numpy.ndarray) -> numpy.ndarray:

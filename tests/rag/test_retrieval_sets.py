@@ -95,10 +95,6 @@ def test_a_language_without_stems_is_refused_before_anything_is_embedded(tmp_pat
         retrieval_sets.main(retrieval_sets.Benchmark((tmp_path / "tiny",)))
 
 
-def test_a_language_without_stop_words_has_none():
-    assert [retrieval_sets._stop_words(language) for language in ("english", "finnish")] == ["english", None]
-
-
 def test_the_gate_is_asked_what_is_not_in_the_set_in_its_language_alone(tmp_path, monkeypatch):
     def judged(name, language, *texts):
         return JudgedSet(name, language, {}, dict(enumerate(texts)), {})
