@@ -332,11 +332,19 @@ class GenerationConfig:
     max_new_tokens: Annotated[int, Range(1, 32_768)] = 128
     """Tokens of the answer, at most; the prompt does not count."""
     temperature: Annotated[float, Range(0, 100)] = 0.2
-    """0 always takes the likeliest token."""
+    """0 always takes the likeliest token, whatever top_k, top_p and min_p are."""
     batch_size: Annotated[int | None, Range(1, 65_536)] = None
     """Prompts answered at a time; None takes up to 64, as many as fit into free memory."""
     seed: Annotated[int, _SEEDS] = 3407
     """Seed of the sampling."""
+    top_k: Annotated[int, Range(0, _MANY)] = 0
+    """Tokens to choose from, the likeliest; 0 leaves all."""
+    top_p: Annotated[float, Range(_SMALLEST, 1)] = 1.0
+    """Choose from the likeliest tokens that have this probability together, among those that top_k leaves; 1 leaves all."""
+    min_p: Annotated[float, Range(0, 1)] = 0.0
+    """Choose from tokens that are at least so likely as this share of the likeliest one; 0 leaves all."""
+    repetition_penalty: Annotated[float, Range(0.1, 10)] = 1.0
+    """What the logit of each token of prompt and answer is divided by, or multiplied where it is negative; 1 changes none."""
 
     def __post_init__(self) -> None:
         _require_ranges("", self)

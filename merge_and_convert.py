@@ -141,12 +141,13 @@ def save_merged(
     folder: Path,
 ) -> None:
     """Write the model, its tokenizer, how it is asked, and how its answers are drawn and end."""
-    temperature = config.generation.temperature
+    penalty = config.generation.repetition_penalty
     merged.model.generation_config = generation.plain_settings(
         eos_token_id=generation.stop_ids(merged, prompt_format),
         bos_token_id=merged.tokenizer.bos_token_id,
         pad_token_id=merged.tokenizer.pad_token_id,
-        **({"do_sample": True, "temperature": temperature} if temperature > 0 else {}),
+        **generation.sampling(config.generation),
+        **({"repetition_penalty": penalty} if penalty != 1 else {}),
     )
     with loading_errors.quiet_loading():
         language_model.cast_weights(merged.model, stored)

@@ -101,6 +101,8 @@ def test_books_preset():
     lambda: TrainConfig(passes=0),
     lambda: TrainConfig(memory_gb=math.nan),
     lambda: GenerationConfig(temperature=math.nan),
+    lambda: GenerationConfig(top_p=0.0),
+    lambda: GenerationConfig(repetition_penalty=0.0),
     lambda: GgufConfig(file_name="../outside.gguf"),
     lambda: RagConfig(k=0),
     lambda: RagConfig(chunk_tokens=10, chunk_overlap_tokens=10),

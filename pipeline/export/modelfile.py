@@ -18,7 +18,8 @@ def modelfile(gguf_name: str, prompt_format: PromptFormat, generation: Generatio
         generation: how it answers, where the user sets nothing else.
         context_tokens: tokens of a conversation and its next answer together, at most.
     """
-    parameters = {**sampling(generation), "num_predict": generation.max_new_tokens, "num_ctx": context_tokens}
+    drawn = sampling(generation, context_tokens)
+    parameters = {**drawn, "num_predict": generation.max_new_tokens, "num_ctx": context_tokens}
     return "\n".join(
         [
             f"FROM ./{gguf_name}",

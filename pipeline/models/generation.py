@@ -69,10 +69,12 @@ def generate(
     for start in range(0, len(ids), batch_size):
         batch = order[start : start + batch_size]
         encoded = {"input_ids": [ids[position] for position in batch]}
-        padded = tokenizer.pad(encoded, padding_side="left", return_tensors="pt").to(language_model.model.device)
+        padded = tokenizer.pad(encoded, padding_side="left", return_attention_mask=True, return_tensors="pt")
+        padded = padded.to(language_model.model.device)
         started = time.perf_counter()
         with torch.inference_mode():
-            written = _continued(language_model, **padded, **_generation_arguments(config, ends, tokenizer))
+            arguments = _generation_arguments(config, ends, tokenizer, padded["attention_mask"])
+            written = _continued(language_model, **padded, **arguments)
         seconds = (time.perf_counter() - started) / len(batch)
         for position, row in zip(batch, written[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
             answers[position] = _answer(row, ends, tokenizer, seconds)
@@ -132,9 +134,10 @@ def stream(
 
     def write() -> None:
         try:
-            arguments = _generation_arguments(config, ends, tokenizer)
+            attended = torch.ones_like(ids)
+            arguments = _generation_arguments(config, ends, tokenizer, attended)
             arguments["stopping_criteria"] = StoppingCriteriaList([is_closed])
-            _continued(language_model, ids, attention_mask=torch.ones_like(ids), streamer=streamer, **arguments)
+            _continued(language_model, ids, attention_mask=attended, streamer=streamer, **arguments)
         except BaseException as error:
             failures.append(error)
             streamer.end()
@@ -230,18 +233,52 @@ def _continued(language_model: LanguageModel, *ids: torch.Tensor, **options: Any
     return write(*ids, **options)
 
 
-def _generation_arguments(
-    config: GenerationConfig, ends: list[int], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Any]:
-    sampling = (
-        {"do_sample": True, "temperature": config.temperature} if config.temperature > 0 else {"do_sample": False}
-    )
+def sampling(config: GenerationConfig) -> dict[str, Any]:
+    """Return how tokens are drawn, under transformers' names; what has no effect is left out, but for top_k."""
+    if config.temperature == 0:
+        return {"do_sample": False}
+    limits = {"top_p": (config.top_p, 1.0), "min_p": (config.min_p, 0.0)}
     return {
+        "do_sample": True,
+        "temperature": config.temperature,
+        "top_k": config.top_k,  # transformers' own default is 50
+        **{name: value for name, (value, neutral) in limits.items() if value != neutral},
+    }
+
+
+def _generation_arguments(
+    config: GenerationConfig, ends: list[int], tokenizer: PreTrainedTokenizerBase, attended: torch.Tensor
+) -> dict[str, Any]:
+    """Return the arguments of transformers' generate(); `attended` is 0 where a prompt is padded, of shape (prompts, tokens)."""
+    arguments = {
         "max_new_tokens": config.max_new_tokens,
         "eos_token_id": ends,
         "pad_token_id": tokenizer.pad_token_id,
-        **sampling,
+        **sampling(config),
     }
+    if config.repetition_penalty != 1:
+        arguments["logits_processor"] = [_repetition_penalty(config.repetition_penalty, attended)]
+    return arguments
+
+
+def _repetition_penalty(
+    penalty: float, attended: torch.Tensor
+) -> Callable[[torch.LongTensor, torch.FloatTensor], torch.FloatTensor]:
+    """Return transformers' penalty on the tokens of prompt and answer, without the padding.
+
+    Padding is often the token that ends an answer: penalised, the shorter prompts of a batch would get longer answers.
+    """
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    penalise, width = RepetitionPenaltyLogitsProcessor(float(penalty)), attended.shape[1]
+
+    def penalise_what_was_read(ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        read = ids.clone()
+        # A token that is there anyway: how often it occurs does not count.
+        read[:, :width] = ids[:, :width].where(attended == 1, ids[:, width - 1 : width])
+        return penalise(read, scores)
+
+    return penalise_what_was_read
 
 
 def _answer(row: list[int], stop_ids: list[int], tokenizer: PreTrainedTokenizerBase, seconds: float) -> Answer:

@@ -21,6 +21,8 @@ from pipeline.run.run_folder import remake
 
 CONTEXT_TOKENS = 4096  # of prompt and answer together, unless more are needed
 NOT_QUANTIZED = ("all F32", "F16", "BF16")  # as llama.cpp calls them
+# In transformers' order. llama.cpp's own has the temperature last, so top_p and min_p would leave other tokens.
+SAMPLERS = ("penalties", "temperature", "top_k", "top_p", "min_p")
 FORCING = 1e6  # added to a logit, it leaves no other token a chance
 _DONE = object()
 
@@ -47,7 +49,7 @@ class GgufModel:
         parameters.n_parallel = 1
         parameters.verbosity = -1
         parameters.warmup = False
-        self.name, self.prompt_format = path.name, prompt_format
+        self.name, self.prompt_format, self._context_tokens = path.name, prompt_format, context_tokens
         # A proxy of the company network must not be asked for an address of this machine.
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
         try:
@@ -108,7 +110,7 @@ class GgufModel:
         answers = []
         for prompt in prompts:
             started = time.perf_counter()
-            result = self._complete(_request(self.prompt_format, prompt, settings))
+            result = self._complete(_request(self.prompt_format, prompt, settings, self._context_tokens))
             choice, tokens = result["choices"][0], result["usage"]["completion_tokens"]
             seconds = time.perf_counter() - started
             answers.append(Answer(choice["text"].strip(), tokens, choice["finish_reason"] == "stop", seconds))
@@ -119,7 +121,7 @@ class GgufModel:
         """Yield the pieces of one answer as they are written; a UserError if the prompt leaves no room for it."""
         require_room(self.name, self.token_limit, self.count_tokens(prompt), settings.max_new_tokens)
         pieces: queue.Queue[Any] = queue.Queue()
-        request = {**_request(self.prompt_format, prompt, settings), "stream": True}
+        request = {**_request(self.prompt_format, prompt, settings, self._context_tokens), "stream": True}
 
         def work() -> None:
             try:
@@ -166,13 +168,24 @@ class GgufModel:
         return _checked(self._server.handle_completions(request))
 
 
-def sampling(config: GenerationConfig) -> dict[str, float]:
+def sampling(config: GenerationConfig, context_tokens: int) -> dict[str, float]:
     """Return how tokens are chosen, under names that llama.cpp and Ollama share.
 
-    All that either has a default of its own for is named: but for the temperature, it is what transformers does.
+    All is named, what has no effect too: either has defaults of its own.
+
+    Args:
+        config: how an answer is written.
+        context_tokens: tokens of prompt and answer together, at most: the repetition penalty looks at them all, as transformers' does.
     """
-    chosen = {"temperature": config.temperature, "seed": config.seed}
-    return {**chosen, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
+    return {
+        "temperature": config.temperature,
+        "seed": config.seed,
+        "top_k": config.top_k,
+        "top_p": config.top_p,
+        "min_p": config.min_p,
+        "repeat_penalty": config.repetition_penalty,
+        "repeat_last_n": context_tokens,
+    }
 
 
 def device() -> str:
@@ -187,11 +200,12 @@ def device() -> str:
     return "cpu"
 
 
-def _request(prompt_format: PromptFormat, prompt: str, config: GenerationConfig) -> dict[str, Any]:
+def _request(prompt_format: PromptFormat, prompt: str, config: GenerationConfig, context_tokens: int) -> dict[str, Any]:
     return {
         "prompt": prompt,
         "n_predict": config.max_new_tokens,
-        **sampling(config),
+        **sampling(config, context_tokens),
+        "samplers": list(SAMPLERS),
         "stop": [prompt_format.end],
     }
 

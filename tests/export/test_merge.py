@@ -8,6 +8,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import fine_tuning
@@ -69,7 +70,18 @@ def test_merged_model_ends_where_the_training_ended_and_draws_as_set(trained):
     assert saved["do_sample"] is False
     merge_and_convert.run(replace(trained, generation=replace(trained.generation, temperature=0.3)))
     saved = json.loads((folder / "generation_config.json").read_text())
-    assert saved["do_sample"] is True and saved["temperature"] == 0.3
+    assert saved["do_sample"] is True and (saved["temperature"], saved["top_k"], saved["top_p"]) == (0.3, 0, 1.0)
+    assert not {"min_p", "repetition_penalty"} & saved.keys()
+    drawn = {"top_k": 20, "top_p": 0.9, "min_p": 0.05}
+    for temperature in (0.3, 0.0):
+        limited = replace(trained.generation, temperature=temperature, repetition_penalty=2, **drawn)
+        merge_and_convert.run(replace(trained, generation=limited))
+        saved = json.loads((folder / "generation_config.json").read_text())
+        assert saved["repetition_penalty"] == 2 and saved["do_sample"] == (temperature > 0)
+        assert (drawn.items() <= saved.items()) == (temperature > 0)
+        assert metrics_of(trained)["first_answer_identical"]
+    loaded = transformers.GenerationConfig.from_pretrained(folder)
+    loaded.validate(strict=True)
 
 
 def test_nothing_after_the_end_of_an_answer_is_compared(tiny_model, trained):

@@ -78,17 +78,20 @@ def test_a_conversation_that_was_cut_and_an_answer_to_go_on_with(smollm2_tokeniz
 
 @pytest.mark.parametrize("generation", [
     GenerationConfig(), GenerationConfig(max_new_tokens=7, temperature=0.0, seed=5), GenerationConfig(temperature=0.01),
+    GenerationConfig(top_k=30, top_p=0.9, min_p=0.05, repetition_penalty=1.1),
 ])  # fmt: skip
 def test_the_sampling_is_that_of_our_own_requests_to_llama_cpp(smollm2_tokenizer, generation):
     prompt_format = make_prompt_format(PromptConfig(), smollm2_tokenizer)
     parameters = {name: value for name, value in written(prompt_format, generation, 2048) if name.islower()}
-    request = _request(prompt_format, "", generation)
+    request = _request(prompt_format, "", generation, 2048)
     assert parameters.pop("num_ctx") == "2048"
     assert int(parameters.pop("num_predict")) == request.pop("n_predict")
     assert parameters.pop("stop") == "<|im_start|>"
-    del request["prompt"], request["stop"]
+    del request["prompt"], request["stop"], request["samplers"]  # Ollama has an order of its own
     assert {name: float(value) for name, value in parameters.items()} == request
-    assert {"top_k", "top_p", "min_p", "repeat_penalty", "seed", "temperature"} == set(request)
+    # What has no effect too: Ollama's own defaults are others.
+    assert {"top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "seed", "temperature"} == set(request)
+    assert request["repeat_last_n"] == 2048
 
 
 @pytest.mark.parametrize(
