@@ -201,6 +201,9 @@ class PromptConfig:
     """Name of a title where it is printed or given to the model as context."""
     content_label: str = "Description"
     """Name of a content where it is printed or given to the model as context."""
+    context_instruction: str | None = None
+    """Sentence that stands before the retrieved records and says what they are for; None writes none. A trained model keeps
+    that of its training."""
 
 
 @dataclass(frozen=True)

@@ -151,11 +151,13 @@ def make_prompt_format(config: PromptConfig, tokenizer: PreTrainedTokenizerBase)
             between=tokenizer.eos_token + _ALPACA_INTRODUCTION,
         )
         question = f"{config.instruction}\n\n### Input:\n{TITLE}"
-        with_context = f"{_asked(config.instruction)}\n\n### Input:\n{CONTEXT}"
+        told = f"\n{config.context_instruction}" if config.context_instruction else ""
+        with_context = f"{_asked(config.instruction)}{told}\n\n### Input:\n{CONTEXT}"
     else:
         frame = _chat_frame(tokenizer, bos)
         question = _asked(config.instruction)
-        with_context = f"{question}\n\n{CONTEXT}"
+        told = f"{config.context_instruction}\n" if config.context_instruction else ""
+        with_context = f"{question}\n\n{told}{CONTEXT}"
     return PromptFormat(
         name=config.format,
         instruction=config.instruction,

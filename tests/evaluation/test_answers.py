@@ -141,11 +141,13 @@ def test_after_the_training_the_base_model_answers_in_its_precision_too(run, mon
 def test_who_searches_and_asks_takes_the_prompt_of_the_training(run):
     manifest = files.read_json(run.manifest_path("fine_tuning"))
     manifest["settings"]["prompt"] = {**vars(PRESETS["demo"].prompt), "instruction": "TELL ME", "title_label": "Thing"}
+    manifest["settings"]["prompt"]["context_instruction"] = "Use these:"
     files.write_json(run.manifest_path("fine_tuning"), manifest)
     config = replace(PRESETS["demo"], output_dir=run.path.parent)
     for stage in ("rag_model_retriever", "app"):
         inherited = command_line.inherit(stage, config).prompt
         assert (inherited.instruction, inherited.title_label) == ("TELL ME", "Thing")
+        assert inherited.context_instruction == "Use these:"
     assert command_line.inherit("fine_tuning", config).prompt == config.prompt
 
 

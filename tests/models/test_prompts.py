@@ -6,6 +6,7 @@ import copy
 import datetime
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from tiny_models import HOSTILE_INSTRUCTION, TOKENIZERS
@@ -119,6 +120,38 @@ def test_the_amazon_preset_words_a_question_as_the_original_did(smollm2_tokenize
     assert prompt_format.prompt("Mog's Kittens", context) == (
         f"{introduction}\n\n### Instruction:\nGET THE DESCRIPTION OF THIS PRODUCT: Mog's Kittens\n\n"
         "### Input:\nProduct: Mog - Description: A cat.\n\n### Response:\n"
+    )
+
+
+@every_tokenizer
+@every_format
+@every_instruction
+def test_a_sentence_says_what_the_records_are_for(tokenizer, name, instruction):
+    sentence = "Answer from these records alone."
+    config = PromptConfig(format=name, instruction=instruction)
+    bare, empty, made = (
+        make_prompt_format(replace(config, context_instruction=told), tokenizer) for told in (None, "", sentence)
+    )
+    assert bare == empty and bare.digest != made.digest
+    context = "\n".join(made.source_text(title, "A cat.") for title in TITLES)
+    prompt = made.prompt("Tea", context)
+    before, between = ("\n", "\n\n### Input:\n") if name == "alpaca" else ("", "\n")
+    told = f"{before}{sentence}{between}{made.neutralise(context)}{made.after}"
+    without = bare.prompt("Tea", context)
+    assert prompt.endswith(told) and prompt.count(sentence) == 1
+    # All else is as without it.
+    assert prompt.replace(f"{before}{sentence}" if name == "alpaca" else f"{sentence}\n", "") == without
+    # Where there are no records, in a training or a conversation, it is not said.
+    assert made.prompt("Tea") == bare.prompt("Tea") and chat_template(made) == chat_template(bare)
+    assert sentence not in made.conversation([("Tea", "Green.")], "Cake")
+
+
+def test_the_sentence_is_kept_with_the_model(smollm2_tokenizer, tmp_path):
+    made = make_prompt_format(PromptConfig(context_instruction="Use these:"), smollm2_tokenizer)
+    made.save(tmp_path)
+    loaded = load_prompt_format(tmp_path)
+    assert loaded == made and "\n\nUse these:\nProduct: a - Description: b" in loaded.prompt(
+        "Tea", made.source_text("a", "b")
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import random
@@ -134,8 +135,10 @@ def test_chunks_longer_than_the_model_reads_are_refused(embeddings):
     assert chunking.chunk_size(RagConfig(chunk_tokens=999), unlimited).tokens == 999
 
 
-def test_a_long_context_is_trimmed_to_the_budget_best_first(smollm2_tokenizer):
-    prompt_format = prompts.make_prompt_format(PRESETS["demo"].prompt, smollm2_tokenizer)
+@pytest.mark.parametrize("told", [None, "The records below say what is known. " * 20])
+def test_a_long_context_is_trimmed_to_the_budget_best_first(smollm2_tokenizer, told):
+    settings = dataclasses.replace(PRESETS["demo"].prompt, context_instruction=told)
+    prompt_format = prompts.make_prompt_format(settings, smollm2_tokenizer)
     model = TransformersModel(SimpleNamespace(tokenizer=smollm2_tokenizer), prompt_format)
     hits = [retrieval.Hit(str(n), f"title {n}", f"text {n} " * 200, 0.9, retrieval.Match(1.0, 1.0)) for n in range(3)]
 
@@ -143,6 +146,7 @@ def test_a_long_context_is_trimmed_to_the_budget_best_first(smollm2_tokenizer):
         prompt, used = context.prompt_with_records(model, "Mog", hits, budget)
         assert len(prompts.prompt_ids(prompt_format, smollm2_tokenizer, prompt)) <= budget
         assert prompt.endswith(prompt_format.after) and "Mog" in prompt
+        assert ("The records below" in prompt) == bool(told and used)
         return used
 
     assert build(4000) == hits

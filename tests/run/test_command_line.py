@@ -147,7 +147,7 @@ def test_settings_become_arguments_that_give_the_same_settings(preset):
     assert command_line.setting_arguments("fine_tuning", default, {"lora.r"}) == ["--lora.r", str(default.lora.r)]
     config = replace(
         default,
-        prompt=replace(default.prompt, instruction='-Say "it" for $5, `x`, it\'s \\ ok!\nNow', title_label=""),
+        prompt=replace(default.prompt, instruction='-Say "it" for $5, `x`, it\'s \\ ok!\nNow', title_label="", context_instruction="Use:"),
         lora=replace(default.lora, target_modules=("q_proj", "k_proj"), dropout=0.25),
         train=replace(default.train, max_steps=None, sample_size=7, shard_weights=True, eval_steps=0.2, learning_rate=1.2345e-5),
         questions=replace(default.questions, examples=(), probe="Who is {title} for?"),
