@@ -114,10 +114,12 @@ def prompts_with_records(
     if not config.train.with_records:
         yield None
         return
-    training_prompts.check_settings(config.train, config.rag)
+    without_right = training_prompts.answer_without_right_record(config.train, config.rag)
     print("Indexing the words of the training split, for the records that prompts carry …\n", flush=True)
     with distractors.open_distractors(data) as found:
-        yield training_prompts.TrainingPrompts(found.near, prompt_format, tokenizer, config.train, config.rag)
+        yield training_prompts.TrainingPrompts(
+            found.near, prompt_format, tokenizer, config.train, config.rag, without_right
+        )
 
 
 def command_with_lower_rate(config: Config) -> str:

@@ -23,25 +23,21 @@ if TYPE_CHECKING:
 WITH_RIGHT_RECORD = 0.8  # share of the prompts with records that carry the right one: P of Zhang et al. (2024)
 
 
-def not_found_without_titles(text: str) -> str:
-    """Return the sentences of rag.not_found that name no titles, which change with every question.
+def answer_without_right_record(train: TrainConfig, rag: RagConfig) -> str | None:
+    """Return what is learned where a prompt carries distractors alone; None if that is the answer all the same.
 
     Raises:
-        UserError: there are none.
+        UserError: rag.not_found would be learned, and has no sentence without titles, which change with every question.
     """
-    kept = " ".join(sentence for sentence in sentences(text) if "{titles}" not in sentence)
+    if train.without_right_record == "answer":
+        return None
+    kept = " ".join(sentence for sentence in sentences(rag.not_found) if "{titles}" not in sentence)
     if not kept:
         raise UserError(
-            "--train.without-right-record not_found learns the sentences of --rag.not-found without {titles}, and there is "
-            "none. Put {titles} into a sentence of its own."
+            "With --train.without-right-record not_found, the sentences of --rag.not-found without {titles} are learned, and "
+            "there is none. Put {titles} into a sentence of its own."
         )
     return kept
-
-
-def check_settings(train: TrainConfig, rag: RagConfig) -> None:
-    """Raise a UserError for settings with which no prompts can be worded."""
-    if train.without_right_record == "not_found":
-        not_found_without_titles(rag.not_found)
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,8 @@ class TrainingPrompts:
     tokenizer: PreTrainedTokenizerBase
     train: TrainConfig
     rag: RagConfig
+    without_right: str | None = None
+    """What answer_without_right_record returns."""
 
     def count_tokens(self, prompt: str) -> int:
         """Return the tokens of a prompt, BOS included."""
@@ -71,9 +69,7 @@ class TrainingPrompts:
         own = [Record(title, content)] if right else []
         records = [*own, *self.near(title, content, k - len(own))]
         order = drawn.sample(range(len(records)), len(records))
-        answer = content
-        if not right and self.train.without_right_record == "not_found":
-            answer = not_found_without_titles(self.rag.not_found)
+        answer = content if right or self.without_right is None else self.without_right
         text, at_hand = self._fitted(title, records, order, self._room(title, answer), right)
         return TrainingPrompt(text, answer if at_hand.records else content, at_hand)
 

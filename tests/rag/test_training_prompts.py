@@ -23,7 +23,7 @@ from pipeline.rag import distractors
 from pipeline.rag.context import Record
 from pipeline.rag.lexical import LexicalIndex
 from pipeline.rag.retrieval import Hit, Match
-from pipeline.rag.training_prompts import WITH_RIGHT_RECORD, TrainingPrompts
+from pipeline.rag.training_prompts import WITH_RIGHT_RECORD, TrainingPrompts, answer_without_right_record
 from pipeline.run.errors import UserError
 from pipeline.run.run_folder import RunFolder
 from pipeline.training import batching, dataset
@@ -53,7 +53,9 @@ def word(smollm2_tokenizer, demo_format):
     """A function that words the prompts of records, with settings of `train` and `rag`."""
 
     def prompts_of(pairs, train=ALWAYS, near=near, **rag):
-        return TrainingPrompts(near, demo_format, smollm2_tokenizer, train, RagConfig(**rag))(pairs)
+        settings = train, RagConfig(**rag)
+        otherwise = answer_without_right_record(*settings)
+        return TrainingPrompts(near, demo_format, smollm2_tokenizer, *settings, otherwise)(pairs)
 
     return prompts_of
 
@@ -225,8 +227,8 @@ def test_distractors_are_near_and_none_is_held_out(cleaned):
             assert len(set(given)) == len(given) == 8
             assert {data.split_of(record.title) for record in given} == {"train"}
             assert all(record.title != title and record.text != content for record in given)
-        given = found.near("Girls' Ballet Tutu Skirt", "Tulle.", 3)
-        assert all("ballet" in f"{record.title} {record.text}".lower() for record in given)
+        given = found.near("Lullabies for Insomniac Parents [CD]", "Thirteen songs.", 2)
+        assert all(record.title.endswith("CD]") for record in given)
         assert found.near("Nothing", "qqqq", 3) == []
     assert not list(data.run.path.glob(".*.tmp"))
 
