@@ -286,6 +286,11 @@ class TrainConfig:
     """Tokens per record; what is longer is cut, and a prompt that fills it drops the record."""
     loss_on: Literal["answer", "all"] = "answer"
     """Which tokens are learned: those of the answer, or those of the question too."""
+    with_records: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the training prompts that carry records, worded as in stage 8 and as many as rag.k (RAFT, docs/training.md)."""
+    without_right_record: Literal["answer", "not_found"] = "answer"
+    """What is learned where a prompt carries records, but not the right one: the answer all the same, or rag.not_found without
+    its titles."""
     shard_weights: bool = False
     """With accelerate launch: each GPU holds a part of a 16-bit base model (FSDP2), for models that fit on no single one."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
@@ -611,7 +616,7 @@ StageName = Literal[
 STAGES: dict[StageName, tuple[str, ...]] = {
     "process_data": ("data",),
     "foundation_model": ("prompt", "model", "answers", "questions"),
-    "fine_tuning": ("prompt", "model", "lora", "train", "generation", "questions"),
+    "fine_tuning": ("prompt", "model", "lora", "train", "generation", "questions", "rag"),
     "ft_test_trained_model": ("model", "answers", "questions"),
     "merge_and_convert": ("model", "generation", "questions", "merge", "gguf"),
     "rag_indexing": ("rag",),
@@ -620,7 +625,7 @@ STAGES: dict[StageName, tuple[str, ...]] = {
     "compare_models": ("rag", "judge"),
 }
 TOOLS: dict[StageName, tuple[str, ...]] = {
-    "search_hyperparameters": ("prompt", "model", "lora", "train", "study"),
+    "search_hyperparameters": ("prompt", "model", "lora", "train", "study", "rag"),
     "app": ("prompt", "model", "answers", "rag"),
 }
 """Scripts beside the stages, which no stage needs, and the sections that each of them reads."""

@@ -30,6 +30,7 @@ from pipeline.models import (
     prompts,
     size,
 )
+from pipeline.rag import distractors, training_prompts
 from pipeline.run import files, manifests
 from pipeline.run.command_line import run_stage, setting_arguments
 from pipeline.run.errors import UserError
@@ -66,8 +67,8 @@ def run(config: Config) -> Path:
             warn_if_not_convertible(config, tokenizer, prompt_format)
         limit = size.token_limit_of(config.model.name)
         config = plan.within(limit, config, metrics)
-        with data.unchanged():
-            train_set, validation_set = dataset.build_datasets(config, data, tokenizer, prompt_format, metrics)
+        with data.unchanged(), prompts_with_records(config, data, tokenizer, prompt_format) as word:
+            train_set, validation_set = dataset.build_datasets(config, data, tokenizer, prompt_format, metrics, word)
             asked = questions.choose_questions(data, config.questions)
         require_room_to_answer(config, limit, tokenizer, prompt_format, asked)
         chosen, batching = plan.plan_training(config, backend, train_set)
@@ -103,6 +104,22 @@ def run(config: Config) -> Path:
         with naming_remedy(lower_rate):
             report.require_better(metrics)
     return folder / ADAPTER
+
+
+@contextlib.contextmanager
+def prompts_with_records(
+    config: Config, data: records.ProcessedData, tokenizer: Any, prompt_format: prompts.PromptFormat
+) -> Iterator[training_prompts.TrainingPrompts | None]:
+    """Yield what words the prompts of the training, of which --train.with-records is a share; None if that is 0."""
+    if not config.train.with_records:
+        yield None
+        return
+    without_right = training_prompts.answer_without_right_record(config.train, config.rag)
+    print("Indexing the words of the training split, for the records that prompts carry …\n", flush=True)
+    with distractors.open_distractors(data) as found:
+        yield training_prompts.TrainingPrompts(
+            found.near, prompt_format, tokenizer, config.train, config.rag, without_right
+        )
 
 
 def command_with_lower_rate(config: Config) -> str:
@@ -143,11 +160,11 @@ def require_room_to_answer(
 def shared_settings(config: Config, data: records.ProcessedData, chosen: memory.TrainingPlan) -> dict[str, Any]:
     """Return what an interrupted run must have in common with the one that goes on, as flat names and values."""
     settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("prompt", "model", "lora", "train")}
-    for name in ("resume", "allow_worse", "memory_gb", "gradient_checkpointing", "passes"):
+    for name in ("resume", "allow_worse", "memory_gb", "gradient_checkpointing", "passes", *dataset.OF_RECORDS):
         del settings["train"][name]
     settings["model"].update(precision=chosen.precision, compute_dtype=chosen.compute_format.name)
     flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
-    return {**flat, "data": data.digest}
+    return {**flat, **dataset.settings_of_records(config), "data": data.digest}
 
 
 def warn_of_answers_in_another_precision(folder: RunFolder, chosen: memory.TrainingPlan) -> None:

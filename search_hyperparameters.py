@@ -22,6 +22,7 @@ from pipeline.data import records
 from pipeline.run import errors, files, manifests, run_folder
 from pipeline.run.command_line import run_stage, setting_arguments
 from pipeline.run.run_folder import ADAPTER, STUDY, TRAINING_LOG, RunFolder
+from pipeline.training import dataset
 from pipeline.tuning import report, space, trial_process, trials
 from pipeline.tuning.trials import EVALUATIONS
 
@@ -75,12 +76,13 @@ def check(config: Config, data: records.ProcessedData) -> None:
 def shared_settings(config: Config, data: records.ProcessedData) -> dict[str, Any]:
     """Return what all trials of a search have in common, as flat names and values."""
     sections = {name: dataclasses.asdict(getattr(config, name)) for name in SECTIONS[STAGE]}
-    for name in NOT_SHARED:
+    del sections["rag"]
+    for name in (*NOT_SHARED, *dataset.OF_RECORDS):
         del sections["train"][name]
     for name in ("trials", "hours"):
         del sections["study"][name]
     flat = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
-    return {**flat, "data": data.digest}
+    return {**flat, **dataset.settings_of_records(config), "data": data.digest}
 
 
 def search(config: Config, study: Study, folder: Path) -> None:

@@ -194,9 +194,12 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(config, monkeypat
 
     from pipeline.training import session
 
+    config = replace(config, train=replace(config.train, with_records=0.5, max_length=256))
     process_data.run(config)
     fine_tuning.run(config)
     undisturbed = read_log(config.run_dir / "training_log.jsonl")
+    carried = manifests.read_manifest(RunFolder.of(config), "fine_tuning")["metrics"]["with_records"]
+    assert 1 < carried["prompts"] < 8
 
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -222,11 +225,15 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(config, monkeypat
         for key in ("loss", "validation_loss"):
             assert one.get(key) == pytest.approx(other.get(key), abs=1e-3)
 
+    assert manifests.read_manifest(RunFolder.of(config), "fine_tuning")["metrics"]["with_records"] == carried
+
     fine_tuning.run(resumed)  # nothing is left to do
     assert read_log(config.run_dir / "training_log.jsonl") == again
     other_rank = replace(resumed, lora=replace(config.lora, r=8))
     with pytest.raises(UserError, match=r"other settings or data \(lora\.r\)"):
         fine_tuning.run(other_rank)
+    with pytest.raises(UserError, match=r"other settings or data \(rag\.k\)"):
+        fine_tuning.run(replace(resumed, rag=replace(config.rag, k=1)))
 
 
 def test_resuming_without_a_checkpoint_is_an_error(config):

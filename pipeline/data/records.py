@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import random
@@ -55,35 +56,48 @@ class ProcessedData:
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield (title, content) of every record, in constant memory."""
-        return ((record.title, record.content) for record in self._read(()))
+        return ((record.title, record.content) for _, record in self._read(()))
 
     def with_metadata(self) -> Iterator[tuple[str, str, Metadata]]:
         """Yield (title, content, metadata) of every record, in constant memory."""
         import msgspec
 
-        for record in self._read(self.metadata):
+        for _, record in self._read(self.metadata):
             title, content, *values = msgspec.structs.astuple(record)
             found = zip(self.metadata, values, strict=True)
             yield title, content, {name: value for name, value in found if value is not None}
 
-    def _read(self, metadata: tuple[str, ...]) -> Iterator[Any]:
-        import msgspec
+    def with_places(self) -> Iterator[tuple[int, str, str]]:
+        """Yield (place, title, content) of every record, in constant memory; places are what `at` is told."""
+        return ((place, record.title, record.content) for place, record in self._read(()))
 
-        fields = [(f"field_{n}", Value | None, None) for n in range(len(metadata))]
-        keys = {"title": self.title_key, "content": self.content_key}
-        keys |= {field: name for (field, _, _), name in zip(fields, metadata, strict=True)}
-        record_type = msgspec.defstruct("Record", [("title", str), ("content", str), *fields], rename=keys, gc=False)
-        decoder = msgspec.json.Decoder(record_type)
+    def at(self, places: Iterable[int]) -> Iterator[tuple[str, str]]:
+        """Yield (title, content) of the records at some places of the file, each read when it is asked for."""
+        decode = _decoder(self.title_key, self.content_key, ())
+        with self.path.open("rb") as file:
+            for place in places:
+                file.seek(place)
+                record = self._decoded(decode, file.readline().rstrip(b",\n"), f"byte {place}")
+                yield record.title, record.content
+
+    def _read(self, metadata: tuple[str, ...]) -> Iterator[tuple[int, Any]]:
+        decode = _decoder(self.title_key, self.content_key, metadata)
+        following = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                place, following = following, following + len(line)
                 line = line.rstrip(b",\n")
-                if line in (b"[", b"]", b"[]"):
-                    continue
-                try:
-                    yield decoder.decode(line)
-                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                    problem = f"{self.path}, line {number}, is not a record of process_data.py."
-                    raise self.run.stage_needed(problem, "process_data", again=True) from error
+                if line not in (b"[", b"]", b"[]"):
+                    yield place, self._decoded(decode, line, f"line {number}")
+
+    def _decoded(self, decode: Callable[[bytes], Any], line: bytes, where: str) -> Any:
+        import msgspec
+
+        try:
+            return decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            problem = f"{self.path}, {where}, is not a record of process_data.py."
+            raise self.run.stage_needed(problem, "process_data", again=True) from error
 
     def split_of(self, title: str) -> Split:
         """Return the split that holds every record with this title."""
@@ -95,6 +109,18 @@ class ProcessedData:
         if size is None:
             return list(records)
         return reservoir_sample(records, size, random.Random(f"{seed}/{split}"))
+
+
+@functools.cache
+def _decoder(title_key: str, content_key: str, metadata: tuple[str, ...]) -> Callable[[bytes], Any]:
+    """Return the function from a line to its record: title, content, field_0 and so on."""
+    import msgspec
+
+    fields = [(f"field_{n}", Value | None, None) for n in range(len(metadata))]
+    keys = {"title": title_key, "content": content_key}
+    keys |= {field: name for (field, _, _), name in zip(fields, metadata, strict=True)}
+    record_type = msgspec.defstruct("Record", [("title", str), ("content", str), *fields], rename=keys, gc=False)
+    return msgspec.json.Decoder(record_type).decode
 
 
 def open_processed(run: RunFolder) -> ProcessedData:

@@ -228,6 +228,31 @@ class TrainingExample:
     """The same ids, with -100 where nothing is to be learned."""
     cut: bool
     """Whether the answer was longer than max_length allows, so that its end is missing."""
+    at_hand: AtHand | None = None
+    """Which records its prompt carries; None if it was to carry none."""
+
+
+class AtHand(NamedTuple):
+    """Which records a training prompt carries."""
+
+    records: int
+    """How many; 0 where none fitted or none was found."""
+    right: bool
+    """Whether the record that is asked for is among them."""
+    fewer: bool = False
+    """Whether not all of them fitted."""
+    cut: bool = False
+    """Whether the only one that fitted was cut."""
+
+
+@dataclass(frozen=True)
+class TrainingPrompt:
+    """A prompt, and the answer that is learned for it."""
+
+    text: str
+    answer: str
+    at_hand: AtHand | None = None
+    """Which records the prompt carries; None if it was to carry none."""
 
 
 def training_examples(
@@ -238,12 +263,24 @@ def training_examples(
     loss_on: Literal["answer", "all"] = "answer",
 ) -> list[TrainingExample | None]:
     """Tokenize (title, answer) records for training; None where the prompt leaves no room in max_length tokens."""
-    prompts = [prompt_format.prompt(title) for title, _ in records]
+    asked = [TrainingPrompt(prompt_format.prompt(title), answer) for title, answer in records]
+    return tokenized(prompt_format, tokenizer, asked, max_length, loss_on)
+
+
+def tokenized(
+    prompt_format: PromptFormat,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[TrainingPrompt],
+    max_length: int,
+    loss_on: Literal["answer", "all"] = "answer",
+) -> list[TrainingExample | None]:
+    """Tokenize prompts and their answers for training; None where the prompt leaves no room in max_length tokens."""
+    texts, answers = [prompt.text for prompt in asked], [prompt.answer for prompt in asked]
     examples: list[TrainingExample | None] = []
-    for start, ids in answered_ids(prompt_format, tokenizer, prompts, [answer for _, answer in records]):
+    for prompt, (start, ids) in zip(asked, answered_ids(prompt_format, tokenizer, texts, answers), strict=True):
         labels = ids if loss_on == "all" else [-100] * start + ids[start:]
-        cut = len(ids) > max_length
-        examples.append(TrainingExample(ids[:max_length], labels[:max_length], cut) if start < max_length else None)
+        example = TrainingExample(ids[:max_length], labels[:max_length], len(ids) > max_length, prompt.at_hand)
+        examples.append(example if start < max_length else None)
     return examples
 
 

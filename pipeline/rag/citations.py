@@ -14,6 +14,11 @@ _SENTENCE_END = re.compile(r"((?<=[.!?।॥۔؟\]])\s+|(?<=[。！？])(?![」�
 _CITATION = re.compile(r"\s*\[\d+\]")
 
 
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text."""
+    return _SENTENCE_END.split(text)[::2]
+
+
 def cite(answer: str, hits: Sequence[Hit], lexical: LexicalIndex) -> str:
     """Return an answer with [1] after each sentence that the first record holds, [2] for the second, and so on.
 

@@ -9,7 +9,7 @@ import math
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from config import Condition
 from pipeline.data.cleaning import normalise_title
@@ -22,10 +22,8 @@ from pipeline.rag.levels import Levels
 from pipeline.rag.metadata_index import Selection
 from pipeline.rag.stems import stemmer
 from pipeline.run.errors import UserError
+from pipeline.run.files import temporary_path
 from pipeline.run.run_folder import WORDS, RunFolder
-
-if TYPE_CHECKING:
-    from pipeline.rag.vector_store import VectorStore
 
 # Of what is kept of the words and titles; to be raised with every change of indexed_words, ALGORITHMS, normalise_title or SCHEMA.
 VERSION = 2
@@ -50,7 +48,7 @@ CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON pieces BEGIN
     INSERT INTO words (words, rowid, title, text) VALUES ('delete', old.number, old.title, old.text);
 END;
 """
-MOST_ROWS = 200_000  # pieces that a query ranks: of its words, the rarest that so many hold together, but one at least
+MOST_ROWS = 200_000  # pieces that a query ranks
 SHORTEST_CORRECTED = 4  # letters; shorter words have too many neighbours
 SIMILAR_ENOUGH = 0.7  # 1 - edits / letters
 CORRECTIONS = 3  # words that may be meant by one that does not occur
@@ -95,6 +93,20 @@ def _told_if_locked() -> Iterator[None]:
         ) from error
 
 
+class Pieces(Protocol):
+    """What an index is made of, such as a vector store."""
+
+    @property
+    def most_added(self) -> int:
+        """Return how many pieces are read at a time."""
+
+    def ids(self) -> Iterator[list[str]]:
+        """Yield the ids of all pieces, some at a time."""
+
+    def pieces(self, ids: Sequence[str]) -> Iterable[tuple[str, str, str, Metadata]]:
+        """Return (id, title, text, metadata) of some pieces."""
+
+
 class LexicalIndex:
     """The words of all pieces."""
 
@@ -116,12 +128,27 @@ class LexicalIndex:
             if _version(database) != VERSION:
                 for table in ("words", "vocabulary", "pieces", "metadata", "spellings", "about"):
                     database.execute(f"DROP TABLE IF EXISTS {table}")
-            database.executescript(SCHEMA + metadata_index.SCHEMA)
-            database.execute(f"PRAGMA user_version = {VERSION}")
-            return cls(database, run)
+            return cls._empty(database, run)
         except sqlite3.Error as error:
             again = run.command_again("rag_indexing")
             raise UserError(f"{path} cannot be changed ({error}). Delete it and run `{again}` again.") from error
+
+    @classmethod
+    @contextlib.contextmanager
+    def temporary(cls, run: RunFolder) -> Iterator[LexicalIndex]:
+        """Yield an empty index of its own, which ends with the block."""
+        with (
+            temporary_path(run / WORDS) as path,
+            contextlib.closing(sqlite3.connect(path, factory=Database)) as database,
+        ):
+            database.executescript("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF")  # nobody opens it again
+            yield cls._empty(database, run)
+
+    @classmethod
+    def _empty(cls, database: sqlite3.Connection, run: RunFolder) -> LexicalIndex:
+        database.executescript(SCHEMA + metadata_index.SCHEMA)
+        database.execute(f"PRAGMA user_version = {VERSION}")
+        return cls(database, run)
 
     @classmethod
     def of_run(cls, run: RunFolder) -> LexicalIndex:
@@ -147,8 +174,8 @@ class LexicalIndex:
         """Return the number of pieces."""
         return self._db.execute("SELECT count(*) FROM pieces").fetchone()[0]
 
-    def synchronise(self, store: VectorStore) -> None:
-        """Bring the index to hold exactly the pieces of a vector store, whatever has happened to either."""
+    def synchronise(self, store: Pieces) -> None:
+        """Bring the index to hold exactly the pieces of a store, whatever has happened to either."""
         self._db.executescript("DROP TABLE IF EXISTS temp.present; DROP TABLE IF EXISTS temp.missing;")
         self._db.execute("CREATE TEMP TABLE present (id TEXT PRIMARY KEY) WITHOUT ROWID")
         with self._db:
@@ -164,7 +191,7 @@ class LexicalIndex:
             self._note("average_length", self._db.execute("SELECT avg(length) FROM pieces").fetchone()[0])
         self._forget()
 
-    def _follow_language(self, store: VectorStore) -> None:
+    def _follow_language(self, store: Pieces) -> None:
         """Forget all pieces if the texts are in another language now, whose stems differ."""
         # An id is a hash, so the first are drawn at random.
         drawn = self._db.execute("SELECT id FROM temp.present ORDER BY id LIMIT ?", (TEXTS_FOR_LANGUAGE,)).fetchall()
@@ -310,18 +337,28 @@ class LexicalIndex:
 
     def search(self, stems: Collection[str], most: int, among: Selection | None = None) -> list[str]:
         """Return the ids of the pieces that rank first by BM25 for any of the stems."""
+        return list(islice(self.ranked(stems, MOST_ROWS, among), most))
+
+    def ranked(self, stems: Collection[str], most_rows: int, among: Selection | None = None) -> Iterator[str]:
+        """Yield the ids of the pieces that hold any of the stems, the best by BM25 first.
+
+        Args:
+            stems: of a query.
+            most_rows: pieces that are ranked: of the stems, the rarest that so many hold together, but one at least.
+            among: the pieces that are searched.
+        """
         rows = 0
         chosen: list[str] = []
         for count, stem in sorted((self.occurrences(stem), stem) for stem in stems):
-            if chosen and rows + count > MOST_ROWS:
+            if chosen and rows + count > most_rows:
                 break
             rows += count
             chosen.append(f'"{stem}"')
         if not chosen:
-            return []
-        numbers = islice(self._holding(" OR ".join(chosen), among), most)
+            return
         by_number = "SELECT id FROM pieces WHERE number = ?"
-        return [self._db.execute(by_number, (number,)).fetchone()[0] for number in numbers]
+        for number in self._holding(" OR ".join(chosen), among):
+            yield self._db.execute(by_number, (number,)).fetchone()[0]
 
     def _holding(self, words: str, among: Selection | None) -> Iterator[int]:
         found = self._db.execute("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank", (words,))

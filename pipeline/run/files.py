@@ -25,6 +25,19 @@ _hashes: dict[tuple[Any, ...], str] = {}
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder; on success it is renamed, otherwise removed."""
+    with temporary_path(path) as temporary:
+        yield temporary
+        if path.is_dir():  # a folder cannot be renamed onto another, and removing one takes many steps
+            path.replace(_temporary_paths(path, os.getpid())[1])
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def temporary_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, for a file or a folder that is removed when the block ends.
+
+    What a killed process has left there is removed by the next block.
+    """
     import psutil
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,13 +45,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     for owner in {int(left[1]) for beside in path.parent.iterdir() if (left := own.fullmatch(beside.name))}:
         if owner == os.getpid() or not psutil.pid_exists(owner):  # it was killed
             _settle(path, owner)
-    temporary, replaced = _temporary_paths(path, os.getpid())
     try:
         with told_if_full(path.parent):
-            yield temporary
-            if path.is_dir():  # a folder cannot be renamed onto another, and removing one takes many steps
-                path.replace(replaced)
-            temporary.replace(path)
+            yield _temporary_paths(path, os.getpid())[0]
     finally:
         _settle(path, os.getpid())
 

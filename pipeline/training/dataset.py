@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 Pairs = list[tuple[str, str]]
 Tokenize = Callable[[Pairs], "list[prompts.TrainingExample | None]"]
+Word = Callable[[Pairs], "list[prompts.TrainingPrompt]"]
 AT_A_TIME = 1000  # records that are tokenized together
+OF_RECORDS = ("with_records", "without_right_record")
+"""Settings of `train` that settings_of_records returns, if they are of any effect."""
 MORE_THAN_EXPECTED = 1.5  # records drawn for a number of tokens, over what the first of them let expect
 
 
@@ -29,10 +32,20 @@ def build_datasets(
     tokenizer: PreTrainedTokenizerBase,
     prompt_format: prompts.PromptFormat,
     metrics: dict[str, Any],
+    word: Word | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Draw and tokenize training and validation records; write the training records to trn_processed_dataset.json.
 
     Of the data, however large, only what the training can use is ever in memory.
+
+    Args:
+        config: of the run.
+        data: the cleaned records.
+        tokenizer: of the base model.
+        prompt_format: by which it is asked.
+        metrics: take the figures of both.
+        word: makes the prompts of training records that carry others; None makes plain ones. Those of validation are always
+            plain, so that losses can be compared.
     """
     import msgspec
 
@@ -41,7 +54,12 @@ def build_datasets(
     def tokenize(pairs: Pairs) -> list[prompts.TrainingExample | None]:
         return prompts.training_examples(prompt_format, tokenizer, pairs, train.max_length, train.loss_on)
 
-    drawn, examples = draw_records(data, train, tokenize)
+    def tokenize_worded(pairs: Pairs) -> list[prompts.TrainingExample | None]:
+        if word is None:
+            return tokenize(pairs)
+        return prompts.tokenized(prompt_format, tokenizer, word(pairs), train.max_length, train.loss_on)
+
+    drawn, examples = draw_records(data, train, tokenize_worded)
     validation = data.sample("validation", train.validation_size, train.seed)
     if not drawn:
         raise errors.UserError(f"No record of {data.path} is in the training split. Bring more data.")
@@ -53,6 +71,8 @@ def build_datasets(
 
     print("Dataset (trn_processed_dataset.json holds the training records):")
     train_set = make_dataset(examples, "training", train, metrics)
+    if word is not None:
+        note_records_at_hand(examples, config, metrics)
     validation_set = make_dataset(tokenize(validation), "validation", train, metrics)
     if len(train_set) == 0:
         raise errors.UserError("Every prompt fills --train.max-length. Raise it.")
@@ -124,3 +144,38 @@ def make_dataset(
     metrics[f"{name}_cut"], metrics[f"{name}_dropped"] = cut, dropped
     columns = {"input_ids": [e.input_ids for e in kept], "labels": [e.labels for e in kept]}
     return Dataset.from_dict(columns)
+
+
+def note_records_at_hand(
+    examples: Iterable[prompts.TrainingExample | None], config: Config, metrics: dict[str, Any]
+) -> None:
+    """Print and note how many training prompts carry records, and how many of these carry not all that were wanted."""
+    asked = [(example.at_hand, len(example.input_ids)) for example in examples if example and example.at_hand]
+    carrying = [(at_hand, tokens) for at_hand, tokens in asked if at_hand.records]
+    counts = {
+        "prompts": len(carrying),
+        "tokens": sum(tokens for _, tokens in carrying),
+        "distractors_alone": sum(not at_hand.right for at_hand, _ in carrying),
+        "fewer": sum(at_hand.fewer for at_hand, _ in carrying),
+        "cut": sum(at_hand.cut for at_hand, _ in carrying),
+        "none_fitted": len(asked) - len(carrying),
+    }
+    metrics["with_records"] = counts
+    print(f"  of these   {counts['prompts']:>8,} carry records {counts['tokens']:>8,} tokens; {counts['distractors_alone']:,} "
+          f"distractors alone, {counts['fewer']:,} fewer than --rag.k {config.rag.k} ({counts['cut']:,} of them one that is cut); "
+          f"{counts['none_fitted']:,} were to carry records\n             and have room for none (--train.max-length "
+          f"{config.train.max_length}, --rag.max-context-tokens {config.rag.max_context_tokens})")  # fmt: skip
+
+
+def settings_of_records(config: Config) -> dict[str, Any]:
+    """Return the settings on which it depends what prompts with records carry, as flat names and values; none without such."""
+    train, rag = config.train, config.rag
+    if not train.with_records:
+        return {}
+    return {
+        "train.with_records": train.with_records,
+        "train.without_right_record": train.without_right_record,
+        "rag.k": rag.k,
+        "rag.max_context_tokens": rag.max_context_tokens,
+        "rag.not_found": rag.not_found,
+    }

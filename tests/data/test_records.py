@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 
 import pytest
 
 from pipeline.data.cleaning import clean
-from pipeline.data.records import reservoir_sample, split_of
+from pipeline.data.records import ProcessedData, array_writer, reservoir_sample, split_of
+from pipeline.run.errors import UserError
+from pipeline.run.run_folder import RunFolder
 
 
 def test_splits_depend_on_the_normalised_title_alone():
@@ -32,3 +35,16 @@ def test_reservoir_sample_is_seeded_fair_and_in_order():
     assert all(880 < drawn[item] < 1120 for item in range(20)), drawn
     sample = reservoir_sample(range(1000), 50, rng)
     assert sample == sorted(set(sample)) and len(sample) == 50
+
+
+def test_a_record_is_read_at_its_place_without_those_before_it(tmp_path):
+    written = [(f"título {n}", "größer " * n) for n in range(30)]
+    with array_writer(tmp_path / "records.json") as write:
+        for title, content in written:
+            write(json.dumps({"t": title, "c": content}, ensure_ascii=False).encode())
+    data = ProcessedData(RunFolder(tmp_path), tmp_path / "records.json", "t", "c", 0.1, 0.1, "default")
+    places, *read = zip(*data.with_places(), strict=True)
+    assert list(zip(*read, strict=True)) == list(data) == written
+    assert list(data.at(places[::-1])) == written[::-1]
+    with pytest.raises(UserError, match=f"byte {places[3] + 1}, is not a record"):
+        list(data.at([places[0], places[3] + 1]))

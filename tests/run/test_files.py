@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -73,6 +74,21 @@ def test_a_new_folder_replaces_the_old_one_whole(tmp_path):
         temporary.mkdir()
         (temporary / "weights").write_text("new", encoding="utf-8")
     assert [p.name for p in path.iterdir()] == ["weights"]
+
+
+def test_what_is_needed_for_a_while_is_removed_and_so_is_what_a_killed_process_left(tmp_path, monkeypatch):
+    path = tmp_path / "index"
+    path.write_text("another", encoding="utf-8")
+    left = tmp_path / ".index.999999999.tmp"
+    left.write_text("left", encoding="utf-8")
+    for end in (None, Interrupted):
+        with contextlib.suppress(Interrupted), files.temporary_path(path) as temporary:
+            assert not left.exists() and temporary.parent == tmp_path
+            temporary.write_text("mine", encoding="utf-8")
+            if end:
+                raise end
+        assert [p.name for p in tmp_path.iterdir()] == ["index"]
+    assert path.read_text(encoding="utf-8") == "another"
 
 
 def config_in(folder):
