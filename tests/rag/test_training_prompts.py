@@ -229,7 +229,7 @@ def test_distractors_are_near_and_none_is_held_out(cleaned):
             assert all(record.title != title and record.text != content for record in given)
         given = found.near("Lullabies for Insomniac Parents [CD]", "Thirteen songs.", 2)
         assert all(record.title.endswith("CD]") for record in given)
-        assert found.near("Nothing", "qqqq", 3) == []
+        assert found.near("Zzzz", "qqqq", 3) == []
     assert not list(data.run.path.glob(".*.tmp"))
 
 
