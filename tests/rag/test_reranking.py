@@ -85,8 +85,9 @@ def test_a_batch_has_as_many_tokens_as_set_and_a_long_text_is_read_as_far_as_the
         return forward(features, **options)
 
     monkeypatch.setattr(reranker.model[0], "forward", noted)
-    long = "a jacket of waterproof " + "green " * 500
-    scores = reranker.scores("jacket for rain", ["a jacket of linen", long, "a jacket of waterproof", long])
+    linen, waterproof = "Jacket red\na jacket of linen", "Jacket red\na jacket of waterproof"
+    long = waterproof + " green" * 500
+    scores = reranker.scores("jacket for rain", [linen, long, waterproof, long])
     assert sum(pairs for pairs, _ in read) == 4
     assert max(tokens for _, tokens in read) == 64 and all(pairs * tokens <= 128 for pairs, tokens in read)
     assert scores[2] > scores[0] and scores[1] == scores[3]
