@@ -74,7 +74,7 @@ def language_note(spoken: str | None, embedding_model: str) -> str | None:
     return (
         f"Note: most records are in {spoken!r}, and {embedding_model} states to be made for {', '.join(sorted(made_for))}. "
         f"`--rag.embedding-model {SMALL_MULTILINGUAL}` (small) or "
-        f"{LARGE_MULTILINGUAL} (large) finds more by meaning."
+        f"{LARGE_MULTILINGUAL} (large) is made for many languages."
     )
 
 

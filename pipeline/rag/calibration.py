@@ -29,7 +29,8 @@ def calibrate(retriever: Retriever) -> Levels:
     store, lexical = retriever.store, retriever.lexical
     unrelated = questions_in(lexical.language)
     vectors = [store.embed_all(of_language) for of_language in unrelated]
-    lexical.levels = levels = cosine_levels(vectors, store.embed_all(all_questions()["en"]))
+    english = vectors[0] if lexical.language == "en" else store.embed_all(all_questions()["en"])
+    lexical.levels = levels = cosine_levels(vectors, english)
     others = list(map(retriever.search_embedded, chain(*unrelated), chain(*vectors), repeat(HITS)))
     asked = own_questions(retriever)
     own = list(map(retriever.search_embedded, asked, store.embed_all(asked), repeat(HITS)))
